@@ -1,0 +1,1 @@
+"""Connectors: one module per system in which credentials live. Plugins, independent of one another."""

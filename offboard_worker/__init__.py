@@ -1,0 +1,1 @@
+"""Ends a leaver's access: contain, revoke, prove, watch."""

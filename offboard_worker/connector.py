@@ -1,0 +1,126 @@
+"""The interface of a connector: one system in which credentials live (DESIGN section 5).
+
+A connector finds, disables, deletes and reads back. It holds no retry, logging, audit or denylist code: the job that
+runs it does those for all of them. Third parties register a class by the entry point group
+`offboard_worker.connectors` and prove it with `offboard_worker.testing.ConnectorContract`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar, Generic, ParamSpec, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from offboard_worker.core.credential import Ability, Credential, CredentialKind, CredentialState, Outcome
+from offboard_worker.core.person import Person
+from offboard_worker.secret import Secret as Secret  # what a connector's Config uses for its secrets
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ConnectorConfig(BaseModel):
+    """What every connector instance can be told. Each connector's own `Config` extends this; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str
+    system: str | None = Field(
+        default=None,
+        description="The namespace of this system's person ids. The instance's own name by default; give a source and "
+        "a connector of the same tenant the same one, so that ids learned by one serve the other.",
+    )
+    concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=8, description="How many calls for one leaver may be in flight at once."
+    )
+    timeout: Annotated[float, Field(gt=0)] = Field(default=30.0, description="Seconds that one vendor call may take.")
+
+
+C = TypeVar("C", bound=ConnectorConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What `check` found: who we are to the vendor, and which permissions that `kinds` names are missing."""
+
+    identity: str
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.missing
+
+
+class Connector(ABC, Generic[C]):
+    """One instance of one system. Build it with `open`; every verb may raise the ConnectorErrors of `errors`.
+
+    `stages` orders the work: stages run one after another (what takes the most power away comes first), and what
+    shares a stage runs side by side. Every kind in `kinds` is in exactly one stage.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # the system's name for people: "AWS IAM"
+    Config: ClassVar[type[ConnectorConfig]]
+    kinds: ClassVar[Mapping[CredentialKind, Ability]]
+    stages: ClassVar[tuple[tuple[CredentialKind, ...], ...]]
+
+    def __init__(self, instance: str, config: C) -> None:
+        self.instance = instance
+        self.config = config
+        self.system = config.system or instance
+
+    @classmethod
+    @abstractmethod
+    def open(cls, instance: str, config: C) -> AbstractAsyncContextManager[Self]:
+        """Own the vendor's client for as long as the context lives. Touches no network before the first verb."""
+
+    @classmethod
+    def preload(cls) -> None:
+        """Import the SDK. A worker calls this before it forks, so that no job pays for it."""
+
+    @abstractmethod
+    async def check(self) -> Standing:
+        """Prove that our own credential works and say which permissions are missing. Changes nothing."""
+
+    @abstractmethod
+    async def identify(self, person: Person) -> tuple[str, ...]:
+        """Return the person's exact ids in this system: recorded aliases, or a match by the configured attribute.
+
+        Empty where the system doesn't know them. Never a likeness. What it returns is recorded for good.
+        """
+
+    @abstractmethod
+    def inventory(self) -> AsyncIterator[Credential]:
+        """Yield every credential in the system with its owner as the vendor knows it: all pages."""
+
+    @abstractmethod
+    def find(self, person: Person) -> AsyncIterator[Credential]:
+        """Yield every credential of one person, with its current state, by the fastest exact route."""
+
+    @abstractmethod
+    async def disable(self, credential: Credential) -> Outcome:
+        """Take the credential's power away, reversibly where the vendor can. "Already gone" is an Outcome."""
+
+    @abstractmethod
+    async def delete(self, credential: Credential) -> Outcome:
+        """Remove the credential for good."""
+
+    @abstractmethod
+    async def state(self, credential: Credential) -> CredentialState:
+        """Read the credential back. UNKNOWN where the vendor offers no read-back."""
+
+    @abstractmethod
+    async def restore(self, credential: Credential) -> Outcome:
+        """Undo `disable`. Raises NeedsHuman where it can't be undone."""
+
+
+async def blocking(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run one call of a blocking SDK in a thread: the one place where such SDKs meet the event loop."""
+    return await asyncio.to_thread(partial(call, *args, **kwargs))
