@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, ClassVar, Generic, ParamSpec, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -121,6 +123,15 @@ class Connector(ABC, Generic[C]):
         """Undo `disable`. Raises NeedsHuman where it can't be undone."""
 
 
+# One pool per event loop: a forked job gets its own, and never one whose threads stayed behind in the parent. The loop's
+# default pool has six threads on two cores, fewer than the calls that `concurrency` lets fly.
+_threads: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = WeakKeyDictionary()
+
+
 async def blocking(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run one call of a blocking SDK in a thread: the one place where such SDKs meet the event loop."""
-    return await asyncio.to_thread(partial(call, *args, **kwargs))
+    loop = asyncio.get_running_loop()
+    if loop not in _threads:
+        _threads[loop] = ThreadPoolExecutor(max_workers=64, thread_name_prefix="sdk")
+    run = copy_context().run
+    return await loop.run_in_executor(_threads[loop], lambda: run(call, *args, **kwargs))

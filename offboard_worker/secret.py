@@ -12,6 +12,9 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
+NOT_A_SECRET = "expected a non-empty text: the secret, ${ENVIRONMENT_VARIABLE} or file:PATH"
+
+
 class Secret:
     """A value that only `reveal()` gives. Equality is by value, in constant time."""
 
@@ -57,4 +60,4 @@ class Secret:
             return value
         if isinstance(value, str) and value:
             return cls(value)
-        raise ValueError("expected a non-empty text: the secret, ${ENVIRONMENT_VARIABLE} or file:PATH")
+        raise ValueError(NOT_A_SECRET)

@@ -130,10 +130,15 @@ def strength_of(state: CredentialState, ability: Ability, action: Action) -> Str
     A credential that can't be read back is `acknowledged` at best; one that is read back as still active has
     `failed`, whatever the vendor answered to the action.
     """
-    if state is CredentialState.GONE:
-        return Strength.VERIFIED if action is not Action.RESTORE else Strength.FAILED
-    if state is CredentialState.DISABLED:
-        return Strength.VERIFIED if action is Action.DISABLE else Strength.FAILED
-    if state is CredentialState.ACTIVE:
-        return Strength.VERIFIED if action is Action.RESTORE else Strength.FAILED
-    return Strength.UNKNOWN if ability.read_back else Strength.ACKNOWLEDGED
+    if state is CredentialState.UNKNOWN:
+        return Strength.UNKNOWN if ability.read_back else Strength.ACKNOWLEDGED
+    if state not in _REACHED[action]:
+        return Strength.FAILED
+    return Strength.VERIFIED if ability.read_back else Strength.ACKNOWLEDGED
+
+
+_REACHED: Mapping[Action, frozenset[CredentialState]] = {
+    Action.DISABLE: frozenset({CredentialState.DISABLED, CredentialState.GONE}),
+    Action.DELETE: frozenset({CredentialState.GONE}),
+    Action.RESTORE: frozenset({CredentialState.ACTIVE}),
+}

@@ -16,8 +16,11 @@ class PersonState(StrEnum):
 
 
 def normal_email(address: str) -> str:
-    """Return the form in which we compare e-mail addresses: trimmed and lower case."""
-    return address.strip().casefold()
+    """Return the form in which we compare e-mail addresses: trimmed and lower case.
+
+    Not `casefold`: it makes `straße@` and `strasse@`, two people's addresses, the same.
+    """
+    return address.strip().lower()
 
 
 @dataclass(frozen=True, slots=True)

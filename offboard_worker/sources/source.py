@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -82,11 +82,15 @@ class Learned:
     vendor_type: str = ""
 
 
+CATCH_UP: Final = "catch-up"
+
+
 @dataclass(frozen=True, slots=True)
 class Chore:
     """Something that the source itself must do because of a delivery (confirm a subscription, renew one).
 
-    It is stored with the delivery and done by a job, which calls `Source.perform`; doing it twice is harmless.
+    It is stored with the delivery and done by a job, which calls `Source.perform`; doing it twice is harmless. A chore
+    named CATCH_UP is done by calling `Source.catch_up` with the stored cursor instead, since it yields statements.
     """
 
     key: str
@@ -121,6 +125,7 @@ class Source(ABC, Generic[C]):
     async def verify(self, delivery: Delivery, now: datetime) -> None:
         """Prove the origin over the raw bytes. Raises BadSignature, StaleDelivery or UnknownTopic.
 
+        Where the proof lies inside the body (Graph, SNS) it raises MalformedDelivery for a body without one.
         Raises SourceUnavailable where a key could not be fetched: the receiver answers 503 and the sender retries.
         """
 
@@ -142,6 +147,18 @@ class Source(ABC, Generic[C]):
     async def perform(self, chore: Chore) -> str:
         """Do a chore and return one sentence for the audit. Runs in a job. Raises SourceUnavailable."""
         raise NotImplementedError(f"{self.name} declares no chores")
+
+    def upkeep(self) -> Iterable[Chore]:
+        """Name the chores that are due every few hours without a delivery asking for them (renew a subscription)."""
+        return ()
+
+    async def catch_up(self, cursor: str | None) -> tuple[list[Statement], str]:
+        """Read what a lost delivery would have said since `cursor`, and return the next cursor. Runs in a job.
+
+        `cursor` is None the first time: that reading is the baseline and makes nobody a leaver. The statements must be
+        stored before the cursor is. An empty cursor in return: this source has no catch-up. Raises SourceUnavailable.
+        """
+        return [], cursor or ""
 
     async def roster(self) -> AsyncIterator[Subject]:
         """Yield everybody whom the directory knows, so that ids are known before anyone leaves. Runs in a job."""

@@ -1,0 +1,1 @@
+"""The work: what happens between an accepted delivery and a closed case."""

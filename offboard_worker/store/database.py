@@ -1,0 +1,302 @@
+"""The engine and its transactions.
+
+Every write takes the counters' row first, so that writers of all processes follow one another: order of commit is
+order of `seq`, in the denial log and in the audit chain alike. Throughput comes from group commit, not from writers
+side by side. SQLite runs in WAL mode with synchronous=FULL: what was committed survives the machine's death.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, insert, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from offboard_worker.core.chain import GENESIS, canonical_text, seal
+from offboard_worker.denylist.facts import Entry, Fact
+from offboard_worker.errors import ConfigError, StoreUnavailable
+from offboard_worker.store.direct import Insert, Row, insert_all
+from offboard_worker.store.schema import REVISION, audit, counters, denial_facts, denials
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh id such as `c-01kb3x9f2m8q4z7w`: sorts by time, safe in URLs, hard to guess."""
+    number = (int(time.time() * 1000) << 40) | secrets.randbits(40)
+    digits = [_PAIRS[(number >> shift) & 1023] for shift in (80, 70, 60, 50, 40, 30, 20, 10, 0)]
+    return f"{prefix}-{''.join(digits).lstrip('0')}"
+
+
+def rfc3339(at: float) -> str:
+    """Return Unix seconds as an RFC 3339 UTC text with microseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def engine_for(url: str, *, durable: bool = True) -> AsyncEngine:
+    """Build the engine for a SQLAlchemy URL (sqlite:///… or postgresql://…). Raises ConfigError."""
+    parsed = make_url(url)
+    match parsed.get_backend_name():
+        case "sqlite":
+            if parsed.database:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"), connect_args={"timeout": 15, "cached_statements": 512})
+            _tune_sqlite(engine, durable)
+        case "postgresql":
+            engine = create_async_engine(
+                parsed.set(drivername="postgresql+asyncpg"),
+                pool_pre_ping=False,
+                pool_size=4,
+                connect_args={"timeout": 5},
+            )
+            if not durable:
+                _tune_postgres_for_benchmark(engine)
+        case other:
+            raise ConfigError(f"store: {other} is not supported", advice="Use sqlite:///PATH or postgresql://…")
+    return engine
+
+
+def _tune_sqlite(engine: AsyncEngine, durable: bool) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves: the driver's own would be too late and too weak
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA busy_timeout=15000")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        writes = connection.get_execution_options().get("offboard_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _tune_postgres_for_benchmark(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SET synchronous_commit TO OFF")
+        cursor.close()
+        connection.commit()
+
+
+class Transaction:
+    """One write. Audit records and denials are gathered here, and written with everything else at the commit."""
+
+    def __init__(self, conn: AsyncConnection, now: float, heads: Mapping[str, tuple[int, str]]) -> None:
+        self.conn = conn
+        self.now = now
+        self.denial_seq, self.log_id = heads["denials"]
+        self._audit_seq, self._audit_hash = heads["audit"]
+        self._at = rfc3339(now)
+        self._writes: list[tuple[Insert, Sequence[Row]]] = []
+        self._records: list[Row] = []
+        self._denials: list[Row] = []
+        self._facts: dict[str, tuple[Fact, int]] = {}
+
+    def record(self, what: str, who: str, subject: str, detail: Mapping[str, Any] | None = None) -> None:
+        """Append one audit record. `detail` holds ids and words, never a secret, and is JSON."""
+        text = canonical_text(detail or {})
+        seq, before = self._audit_seq + 1, self._audit_hash
+        sealed = seal(seq, before, self._at, what, who, subject, text)
+        self._records.append((seq, self._at, what, who, subject, text, before, sealed))
+        self._audit_seq, self._audit_hash = seq, sealed
+
+    def append_denial(
+        self,
+        effect: str,
+        facts: Sequence[Fact],
+        *,
+        who: str,
+        reason: str,
+        person_id: str | None = None,
+        case_id: str | None = None,
+    ) -> int:
+        """Append one entry to the denial log and return its seq, which is final once this transaction commits."""
+        self.denial_seq += 1
+        entry = Entry(self.denial_seq, tuple(facts), self.now)
+        self._denials.append((entry.seq, entry.at, entry.wire(), effect, person_id, case_id, who, reason))
+        self._facts.update((fact.key, (fact, entry.seq)) for fact in facts)
+        self.record(
+            f"denylist.{effect}",
+            who,
+            person_id or (facts[0].key if facts else ""),
+            {"seq": entry.seq, "facts": [fact.key for fact in facts], "reason": reason, "case": case_id or ""},
+        )
+        return entry.seq
+
+    def defer(self, into: Insert, rows: Sequence[Row]) -> None:
+        """Insert rows at the next `send`, in the order of these calls: many tables in one go."""
+        if rows:
+            self._writes.append((into, rows))
+
+    async def send(self) -> None:
+        """Give the database what was deferred: from then on this transaction's own reads see it."""
+        writes, self._writes = self._writes, []
+        if writes:
+            await insert_all(self.conn, writes)
+
+    async def flush(self) -> None:
+        """Write what was gathered. The transaction's owner calls this right before the commit."""
+        heads: list[Row] = []
+        if self._denials:
+            self.defer(_DENIALS, self._denials)
+            self.defer(
+                _FACTS, [(f.key, f.denied, f.before, f.expires_at, seq) for f, seq in self._facts.values()]
+            )
+            heads.append(("denials", self.denial_seq, self.log_id))
+        if self._records:
+            self.defer(_AUDIT, self._records)
+            heads.append(("audit", self._audit_seq, self._audit_hash))
+        self.defer(_COUNTERS, heads)
+        self._records, self._denials, self._facts = [], [], {}
+        await self.send()
+
+
+_DENIALS, _AUDIT = Insert(denials), Insert(audit)
+_FACTS, _COUNTERS = Insert(denial_facts, ("key",)), Insert(counters, ("name",))
+_HEADS = select(counters.c.name, counters.c.value, counters.c.text).with_for_update()
+
+
+async def upsert(conn: AsyncConnection, table: Any, rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> None:
+    """Insert rows, or overwrite those whose `keys` exist: in both databases' own words."""
+    if not rows:
+        return
+    if conn.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as dialect_insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert as dialect_insert  # type: ignore[assignment]
+    statement = dialect_insert(table)
+    names = [name for name in rows[0] if name not in set(keys)]
+    statement = statement.on_conflict_do_update(
+        index_elements=list(keys), set_={name: statement.excluded[name] for name in names}
+    )
+    await conn.execute(statement, list(rows))
+
+
+class Store:
+    """The store, opened. `clock` gives Unix seconds."""
+
+    def __init__(self, engine: AsyncEngine, clock: Callable[[], float] = time.time) -> None:
+        self.engine = engine
+        self.clock = clock
+
+    @classmethod
+    async def open(cls, url: str, *, durable: bool = True, clock: Callable[[], float] = time.time) -> Store:
+        """Open the store at a SQLAlchemy URL and bring its schema up to date. Raises StoreUnavailable, ConfigError."""
+        store = cls(engine_for(url, durable=durable), clock)
+        try:
+            await store._migrate(url)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Transaction]:
+        """One serialised, durable write. Raises StoreUnavailable; then nothing of it happened."""
+        try:
+            async with self.engine.connect() as conn:
+                conn = await conn.execution_options(offboard_writes=True)
+                async with conn.begin():
+                    heads = {row.name: (row.value, row.text) for row in await conn.execute(_HEADS)}
+                    transaction = Transaction(conn, self.clock(), heads)
+                    yield transaction
+                    await transaction.flush()
+        except Exception as error:
+            if not _is_the_databases(error):
+                raise
+            raise unavailable(error) from error
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """One consistent read. Raises StoreUnavailable."""
+        try:
+            async with self.engine.connect() as conn:
+                if conn.dialect.name == "postgresql":
+                    conn = await conn.execution_options(isolation_level="REPEATABLE READ")
+                async with conn.begin():
+                    yield conn
+        except Exception as error:
+            if not _is_the_databases(error):
+                raise
+            raise unavailable(error) from error
+
+    async def _migrate(self, url: str) -> None:
+        try:
+            async with self.engine.connect() as conn:
+                current = await conn.run_sync(_current_revision)
+            if current == REVISION:
+                return
+            from offboard_worker.store.migrations import upgrade  # alembic costs a second: only when there is work
+
+            async with self.engine.connect() as conn:
+                conn = await conn.execution_options(offboard_writes=True)
+                async with conn.begin():
+                    await conn.run_sync(upgrade)
+                    if (await conn.execute(select(counters.c.name))).first() is None:
+                        await conn.execute(
+                            insert(counters),
+                            [
+                                {"name": "audit", "value": 0, "text": GENESIS},
+                                {"name": "denials", "value": 0, "text": secrets.token_hex(8)},
+                            ],
+                        )
+        except Exception as error:
+            if not _is_the_databases(error):
+                raise
+            raise unavailable(error) from error
+
+
+def _current_revision(conn: Any) -> str | None:
+    from sqlalchemy import inspect
+
+    if not inspect(conn).has_table("alembic_version"):
+        return None
+    row = conn.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+    return row[0] if row else None
+
+
+def _is_the_databases(error: Exception) -> bool:
+    """Say whether an error is the database's or its driver's. asyncpg's are told by module: it is optional."""
+    return isinstance(error, SQLAlchemyError | sqlite3.Error | OSError) or type(error).__module__.startswith("asyncpg")
+
+
+class RowRefused(StoreUnavailable):
+    """The database works and refused the data itself: the same rows again would fail again, others would not."""
+
+    reason = "row-refused"
+    default_advice = "This is a bug in offboard-worker: please report it with the log line."
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """Turn a database's error into ours: the driver's first line, never a statement's parameters."""
+    cause: BaseException = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    kinds = {kind.__name__ for kind in type(cause).__mro__}
+    refused = isinstance(error, IntegrityError | DataError) or kinds & {
+        "IntegrityError",
+        "DataError",
+        "IntegrityConstraintViolationError",
+    }
+    text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    return (RowRefused if refused else StoreUnavailable)(f"the store refused: {text}")

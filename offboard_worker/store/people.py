@@ -1,0 +1,267 @@
+"""People in the store: looked up by exact names only, in bulk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from offboard_worker.core.person import Person, PersonState, normal_email
+from offboard_worker.store.database import Transaction, new_id
+from offboard_worker.store.direct import Insert, Lookup, Row, look_up
+from offboard_worker.store.schema import aliases, emails, people, standings
+
+T = TypeVar("T")
+
+_PEOPLE, _ALIASES, _EMAILS = Insert(people), Insert(aliases), Insert(emails)
+_STANDINGS = Insert(standings, ("person_id", "source"))
+BY_ALIAS = Lookup(aliases, ("system", "alias"), ("person_id",))
+BY_EMAIL = Lookup(emails, ("email",), ("person_id",))
+
+OPERATOR = "operator"
+"""The standing that an operator's own case takes, beside those of the sources."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """The last thing one source said about a person."""
+
+    gone: bool
+    occurred_at: float
+
+
+@dataclass(slots=True)
+class Known:
+    """A person as read inside a transaction, with every name that is recorded for them. Mutable: written by `save`."""
+
+    id: str
+    name: str = ""
+    state: PersonState = PersonState.ACTIVE
+    generation: int = 0
+    protected: bool = False
+    ids: dict[tuple[str, str], bool] = field(default_factory=dict)  # (system, alias) → is a login
+    emails: set[str] = field(default_factory=set)
+    standings: dict[str, Standing] = field(default_factory=dict)
+    is_new: bool = False
+    new_ids: dict[tuple[str, str], str] = field(default_factory=dict)  # → basis
+    new_emails: set[str] = field(default_factory=set)
+
+    def person(self) -> Person:
+        """The frozen form that connectors and policy see."""
+        by_system: dict[str, list[str]] = defaultdict(list)
+        for (system, alias), _login in sorted(self.ids.items(), key=lambda item: item[1]):
+            by_system[system].append(alias)
+        return Person(
+            id=self.id,
+            name=self.name,
+            aliases={system: tuple(names) for system, names in by_system.items()},
+            emails=tuple(sorted(self.emails)),
+            state=self.state,
+            generation=self.generation,
+            protected=self.protected,
+        )
+
+    def learn(self, system: str, alias: str, basis: str, *, login: bool = False) -> bool:
+        """Add a name; return whether it is news."""
+        if (system, alias) in self.ids:
+            return False
+        self.ids[system, alias] = login
+        self.new_ids[system, alias] = basis
+        return True
+
+    def learn_email(self, address: str) -> bool:
+        address = normal_email(address)
+        if not address or address in self.emails:
+            return False
+        self.emails.add(address)
+        self.new_emails.add(address)
+        return True
+
+    @property
+    def gone(self) -> bool:
+        return any(standing.gone for standing in self.standings.values())
+
+
+class Directory:
+    """The people whom one transaction deals with: read in bulk by name, changed in memory, saved in bulk."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Known] = {}
+        self._by_alias: dict[tuple[str, str], str] = {}
+        self._by_email: dict[str, set[str]] = defaultdict(set)
+
+    @classmethod
+    async def of_names(
+        cls, conn: AsyncConnection, names: Iterable[tuple[str, str]], addresses: Iterable[str]
+    ) -> Directory:
+        """Read everybody who has one of these (system, alias) pairs or one of these addresses."""
+        mail = {normal_email(address) for address in addresses if address}
+        wanted: list[tuple[Lookup, Sequence[Row]]] = [(BY_ALIAS, list(set(names))), (BY_EMAIL, [(address,) for address in mail])]
+        return await cls.of_ids(conn, {row[0] for rows in await look_up(conn, wanted) for row in rows})
+
+    @classmethod
+    async def of_ids(cls, conn: AsyncConnection, ids: Iterable[str]) -> Directory:
+        directory = cls()
+        for chunk in _chunks(list(set(ids)), 800):
+            for row in await conn.execute(select(people).where(people.c.id.in_(chunk))):
+                directory.by_id[row.id] = Known(
+                    row.id, row.name, PersonState(row.state), row.generation, bool(row.protected)
+                )
+            for row in await conn.execute(select(aliases).where(aliases.c.person_id.in_(chunk))):
+                directory.by_id[row.person_id].ids[row.system, row.alias] = bool(row.login)
+                directory._by_alias[row.system, row.alias] = row.person_id
+            for row in await conn.execute(select(emails).where(emails.c.person_id.in_(chunk))):
+                directory.by_id[row.person_id].emails.add(row.email)
+                directory._by_email[row.email].add(row.person_id)
+            for row in await conn.execute(select(standings).where(standings.c.person_id.in_(chunk))):
+                directory.by_id[row.person_id].standings[row.source] = Standing(bool(row.gone), row.occurred_at)
+        return directory
+
+    def find(self, names: Sequence[tuple[str, str]], addresses: Iterable[str] = ()) -> Known | None:
+        """Return the person with the first of these names, else the only one with one of these addresses.
+
+        `names` has the primary id first. A login alone identifies only somebody without another primary id in that
+        system: logins are given to the next person, ids are not.
+        """
+        for position, name in enumerate(names):
+            known = self.by_id.get(self._by_alias.get(name, ""))
+            if known is None:
+                continue
+            others = any(system == name[0] and not login for (system, _), login in known.ids.items())
+            if position == 0 or not others or len(names) == 1:
+                return known
+        owners = {owner for address in addresses for owner in self._by_email.get(normal_email(address), ())}
+        if len(owners) != 1:
+            return None
+        known = self.by_id[owners.pop()]
+        system = names[0][0] if names else ""
+        another = any(theirs == system and not login for (theirs, _), login in known.ids.items())
+        return None if another else known  # an address that came with another id of the same system was handed on
+
+    def add(self, name: str = "", person_id: str | None = None, *, protected: bool = False) -> Known:
+        """Add somebody whom we did not know."""
+        known = Known(person_id or new_id("p"), name, protected=protected, is_new=True)
+        self.by_id[known.id] = known
+        return known
+
+    def learn(self, known: Known, system: str, alias: str, basis: str, *, login: bool = False) -> bool:
+        """Record a name for a person unless it is already somebody's; return whether it is news for them."""
+        owner = self._by_alias.get((system, alias))
+        if owner is not None and owner != known.id:
+            return False
+        self._by_alias[system, alias] = known.id
+        return known.learn(system, alias, basis, login=login)
+
+    def learn_email(self, known: Known, address: str) -> bool:
+        self._by_email[normal_email(address)].add(known.id)
+        return known.learn_email(address)
+
+    async def save(self, tx: Transaction) -> None:
+        """Write what changed: new people and names are inserted, states and standings overwritten."""
+        old = [known for known in self.by_id.values() if not known.is_new]
+        if old:
+            await tx.conn.execute(_UPDATE, [_changes(known) for known in old])
+        self._defer(tx)
+        if old:
+            await tx.send()
+
+    def _defer(self, tx: Transaction) -> None:
+        """Insert new people, names and standings at the transaction's next `send`."""
+        everybody = self.by_id.values()
+        tx.defer(_PEOPLE, [_row(known, tx.now) for known in everybody if known.is_new])
+        tx.defer(
+            _ALIASES,
+            [
+                (system, alias, known.id, known.ids[system, alias], basis, tx.now)
+                for known in everybody
+                for (system, alias), basis in known.new_ids.items()
+            ],
+        )
+        tx.defer(_EMAILS, [(address, known.id, tx.now) for known in everybody for address in known.new_emails])
+        tx.defer(
+            _STANDINGS,
+            [
+                (known.id, source, s.gone, s.occurred_at)
+                for known in everybody
+                for source, s in known.standings.items()
+            ],
+        )
+        for known in everybody:
+            known.is_new, known.new_ids, known.new_emails = False, {}, set()
+
+
+_UPDATE = (
+    update(people)
+    .where(people.c.id == bindparam("person"))
+    .values(
+        name=bindparam("new_name"),
+        state=bindparam("new_state"),
+        generation=bindparam("new_generation"),
+        protected=bindparam("new_protected"),
+    )
+)
+
+
+def _row(known: Known, now: float) -> Row:
+    return (known.id, known.name, known.state.value, known.generation, known.protected, now)
+
+
+def _changes(known: Known) -> dict[str, Any]:
+    return {
+        "person": known.id,
+        "new_name": known.name,
+        "new_state": known.state.value,
+        "new_generation": known.generation,
+        "new_protected": known.protected,
+    }
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+async def search(conn: AsyncConnection, name: str) -> list[Person]:
+    """Return the people whom an operator may mean: exact id, alias or e-mail address. Never a likeness."""
+    ids = set((await conn.execute(select(people.c.id).where(people.c.id == name))).scalars())
+    if not ids:
+        ids |= set((await conn.execute(select(aliases.c.person_id).where(aliases.c.alias == name))).scalars())
+        ids |= set(
+            (await conn.execute(select(emails.c.person_id).where(emails.c.email == normal_email(name)))).scalars()
+        )
+    directory = await Directory.of_ids(conn, ids)
+    return [known.person() for known in directory.by_id.values()]
+
+
+async def configured(tx: Transaction, settings: Mapping[str, Any]) -> int:
+    """Bring the people named in the configuration into the store; return how many are new.
+
+    `settings` maps our person id to a PersonSettings. Names are added, never taken away: what was learned is kept.
+    """
+    names = [
+        (system, alias)
+        for entry in settings.values()
+        for system, ids in entry.aliases.items()
+        for alias in ([ids] if isinstance(ids, str) else ids)
+    ]
+    addresses = [address for entry in settings.values() for address in entry.emails]
+    directory = await Directory.of_names(tx.conn, names, addresses)
+    directory.by_id.update((await Directory.of_ids(tx.conn, settings)).by_id)
+    added = 0
+    for person_id, entry in settings.items():
+        known = directory.by_id.get(person_id)
+        if known is None:
+            known = directory.add(entry.name, person_id, protected=entry.protected)
+            tx.record("person.added", "config", person_id, {"protected": entry.protected})
+            added += 1
+        known.name, known.protected = entry.name or known.name, entry.protected
+        for system, ids in entry.aliases.items():
+            for alias in [ids] if isinstance(ids, str) else ids:
+                directory.learn(known, system, alias, "configuration")
+        for address in entry.emails:
+            directory.learn_email(known, address)
+    await directory.save(tx)
+    return added

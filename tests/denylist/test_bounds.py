@@ -1,0 +1,444 @@
+"""The table of bounds (DESIGN section 6) as a machine that tries to break it.
+
+The machine commits, pushes, loses writes, fails over, flushes, trims, restores the store, stops and restarts replicas,
+delays and loses their messages, steps clocks and asks for confirmation, in any order. After every step it holds:
+
+- a replica's facts are exactly a prefix of the store's log, whatever happened;
+- a replica that may serve knows every entry that Redis has held, without losing it, for longer than the lease;
+- a replica that may serve reached Redis within the last lease;
+- when `confirm` has returned, no replica that may serve, listed or not, lacks the entry;
+- Redis itself is exactly a prefix, or is recognised as not to be believed.
+
+It runs on the model of Redis with many examples and on a real Valkey with few: the logic under test is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from offboard_worker.denylist.confirmation import Confirming
+from offboard_worker.denylist.connection import open_client
+from offboard_worker.denylist.embedded import EmbeddedValkey
+from offboard_worker.denylist.facts import Entry, Fact, TokenIdentity
+from offboard_worker.denylist.projection import Projection
+from offboard_worker.denylist.redis_copy import Position, Reading, RedisCopy, Snapshot, StreamEntry
+from offboard_worker.denylist.replica_state import Beat, ReplicaState
+from offboard_worker.errors import DenylistUnavailable
+from tests.denylist.conftest import NAMES
+from tests.denylist.memory_log import MemoryLog
+from tests.denylist.model_redis import ModelRedis
+
+T = TypeVar("T")
+LEASE = 2.0
+PEOPLE = 4
+REPLICAS = 3
+replica_numbers = st.integers(0, REPLICAS - 1)
+
+
+@dataclass
+class Proxy:
+    """One replica with its messages on the way."""
+
+    name: str
+    state: ReplicaState
+    sent: list[Beat] = field(default_factory=list)
+    answers: list[tuple[Beat, Position]] = field(default_factory=list)
+    batch: list[StreamEntry] = field(default_factory=list)
+    snapshot: Snapshot | None = None
+    reached: float = float("-inf")
+    """When Redis last executed a heartbeat of this process."""
+
+    def knows_beyond(self, stands: Position) -> bool:
+        """Whether it, or something on its way to it, is ahead of Redis in Redis's own history."""
+        known = [self.state.position, *(Position(item.history, item.entry.seq) for item in self.batch)]
+        if self.snapshot is not None:
+            known.append(self.snapshot.position)
+        return any(position.history == stands.history and position.seq > stands.seq for position in known)
+
+
+class World(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.loop = asyncio.new_event_loop()
+        self.redis: Any = self.make_redis()
+        self.log = MemoryLog()
+        self.names = itertools.count(1)
+        self.proxies = [self.new_proxy() for _ in range(REPLICAS)]
+        self.writers = [Projection(None, self.log, lease=LEASE, copy=self.redis, clock=self.clock) for _ in range(2)]
+        self.saved: list[Any] = []
+        self.held: dict[int, float] = {}
+        """Since when Redis has held each entry of the log as it is now, without losing it."""
+        self.logs: dict[str, list[Entry]] = {}
+        """What each history is a prefix of (a restored store leaves the older ones behind)."""
+        self.confirming: list[Confirming] = []
+        self.confirmed: set[tuple[int, Entry]] = set()
+
+    def make_redis(self) -> Any:
+        return ModelRedis(self.clock)
+
+    def clock(self) -> float:
+        return self.now
+
+    def new_proxy(self) -> Proxy:
+        return Proxy(f"proxy/{next(self.names)}", ReplicaState(LEASE))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def teardown(self) -> None:
+        self.loop.close()
+
+    def look(self) -> None:
+        """Note what Redis holds now: it begins, goes on, or has been lost."""
+        stands, intact = self.peek()
+        if not intact:
+            self.held.clear()
+            return
+        self.logs[stands.history] = list(self.log.entries)
+        self.held = {seq: self.held.get(seq, self.now) for seq in range(1, stands.seq + 1)}
+
+    def peek(self) -> tuple[Position, bool]:
+        state = self.redis.state
+        return Position(state.history, state.seq), state.intact
+
+    # --- the store and its writers ---
+
+    @rule(person=st.integers(0, PEOPLE - 1), denied=st.booleans(), generation=st.integers(0, 3))
+    def commit(self, person: int, denied: bool, generation: int) -> None:
+        self.log.append(Fact(f"person|{person}", denied, generation))
+
+    @rule(writer=st.integers(0, 1))
+    def push(self, writer: int) -> None:
+        try:
+            assert self.run(self.writers[writer].push()) == len(self.log.entries)
+        except DenylistUnavailable:
+            assert not self.redis.up
+        self.look()
+
+    @precondition(lambda self: self.redis.up and self.log.entries)
+    @rule(data=st.data(), new_id=st.booleans())
+    def restore_the_store(self, data: st.DataObject, new_id: bool) -> None:
+        """The store comes back from a backup, with another log id as it should, or (operators!) with the old one.
+
+        With the old one a push has to notice that Redis is ahead. It can't where Redis had just lost what a replica
+        still knows: that is why a restored store takes another id.
+        """
+        stands, intact = self.peek()
+        if new_id or (intact and any(proxy.knows_beyond(stands) for proxy in self.proxies)):
+            self.log.id = f"log-{next(self.names)}"
+        self.log.restore(data.draw(st.integers(0, len(self.log.entries)), label="to"))
+        self.confirming.clear()
+        self.confirmed.clear()
+        self.saved.clear()  # Redis's own replicas have followed before anything else happens
+        self.held.clear()
+        self.run(self.writers[0].push())
+        self.push(0)
+        self.push(1)
+
+    # --- Redis's troubles ---
+
+    @rule()
+    def replicate(self) -> None:
+        self.saved = [*self.saved[-3:], self.redis.save()]
+
+    @precondition(lambda self: self.saved)
+    @rule(data=st.data())
+    def fail_over(self, data: st.DataObject) -> None:
+        self.redis.failover(self.saved[data.draw(st.integers(0, len(self.saved) - 1), label="to")])
+        self.confirmed.clear()  # what Redis lost after a confirmation is the next push's to mend (`WAIT` prevents it)
+        self.held.clear()
+        self.look()
+
+    @rule()
+    def flush(self) -> None:
+        self.redis.flush()
+        self.held.clear()
+
+    @rule()
+    def restart_redis(self) -> None:
+        self.redis.restart()
+
+    @rule()
+    def trim(self) -> None:
+        self.redis.trim()
+
+    @rule(up=st.booleans())
+    def link(self, up: bool) -> None:
+        self.redis.up = up
+
+    @rule(seconds=st.sampled_from([-3600.0, -1.5, 1.5, 3600.0]))
+    def step_wall_clock(self, seconds: float) -> None:
+        self.redis.step_wall(seconds)
+
+    @rule(seconds=st.sampled_from([0.01, 0.25, 0.9, 1.1, LEASE + 0.1]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    # --- replicas, every message of theirs on its own ---
+
+    @rule(number=replica_numbers)
+    def restart_replica(self, number: int) -> None:
+        self.proxies[number] = self.new_proxy()
+
+    @rule(number=replica_numbers)
+    def send_beat(self, number: int) -> None:
+        proxy = self.proxies[number]
+        proxy.sent.append(proxy.state.beat(self.now))
+
+    @precondition(lambda self: self.redis.up)
+    @rule(number=replica_numbers, newest=st.booleans(), answered=st.booleans())
+    def execute_beat(self, number: int, newest: bool, answered: bool) -> None:
+        """Redis executes one of the heartbeats that are on the way, in any order; the answer may be lost."""
+        proxy = self.proxies[number]
+        if proxy.sent:
+            beat = proxy.sent.pop(-1 if newest else 0)
+            stands = self.run(self.redis.beat(proxy.name, beat.position, beat.lease, beat.number))
+            proxy.reached = self.now
+            if answered:
+                proxy.answers.append((beat, stands))
+
+    @rule(number=replica_numbers)
+    def receive_answer(self, number: int) -> None:
+        proxy = self.proxies[number]
+        if proxy.answers:
+            proxy.state.answered(*proxy.answers.pop(0))
+
+    @precondition(lambda self: self.redis.up)
+    @rule(number=replica_numbers)
+    def fetch(self, number: int) -> None:
+        proxy = self.proxies[number]
+        if proxy.state.must_load:
+            proxy.snapshot = self.run(self.redis.snapshot())
+        else:
+            proxy.batch = self.run(self.redis.entries(proxy.state.position.seq, 0.001))
+
+    @rule(number=replica_numbers, at_most=st.integers(1, 5))
+    def take(self, number: int, at_most: int) -> None:
+        proxy = self.proxies[number]
+        if proxy.snapshot is not None and proxy.state.must_load:
+            proxy.state.load(proxy.snapshot)
+            proxy.snapshot = None
+        elif proxy.batch:
+            proxy.state.apply(proxy.batch[:at_most])
+            proxy.batch = proxy.batch[at_most:]
+
+    @rule(number=replica_numbers)
+    def work_as_it_should(self, number: int) -> None:
+        """Everything goes well: push, load, follow, heartbeat. Then the replica is fresh and knows all."""
+        if not self.redis.up:
+            return
+        self.push(0)
+        proxy = self.proxies[number]
+        for _ in range(3):
+            self.send_beat(number)
+            self.execute_beat(number, newest=True, answered=True)
+            proxy.state.answered(*proxy.answers.pop())
+            self.fetch(number)
+            for _ in range(2):
+                self.take(number, 1000)
+        assert proxy.state.lease_left(self.now) == LEASE
+        assert proxy.state.position.seq == len(self.log.entries)
+
+    # --- confirmation ---
+
+    @precondition(lambda self: self.log.entries)
+    @rule(data=st.data(), writer=st.integers(0, 1))
+    def ask_for_confirmation(self, data: st.DataObject, writer: int) -> None:
+        seq = data.draw(st.integers(1, len(self.log.entries)), label="seq")
+        self.confirming = [*self.confirming[-3:], Confirming(seq, self.writers[writer].watch)]
+
+    @rule(writer=st.integers(0, 1))
+    def poll(self, writer: int) -> None:
+        projection = self.writers[writer]
+        for confirming in [one for one in self.confirming if one._watch is projection.watch]:
+            try:
+                outcome = self.run(projection._confirm_once(confirming))
+            except DenylistUnavailable:
+                continue
+            self.look()
+            if outcome is not None:
+                self.confirming.remove(confirming)
+                self.confirmed.add((confirming.seq, self.log.entries[confirming.seq - 1]))
+
+    @rule(writer=st.integers(0, 1))
+    def list_replicas(self, writer: int) -> None:
+        if self.redis.up:
+            self.run(self.writers[writer].replicas())
+
+    # --- what must hold ---
+
+    @invariant()
+    def replicas_hold_exactly_a_prefix(self) -> None:
+        for proxy in self.proxies:
+            position = proxy.state.position
+            assert {fact.key: fact for fact in proxy.state.facts} == fold(self.prefix(position))
+
+    @invariant()
+    def redis_holds_exactly_a_prefix(self) -> None:
+        stands, intact = self.peek()
+        if intact:
+            found = {fact.key: fact for fact in self.stored_facts()}
+            assert found == fold(self.prefix(stands))
+
+    def stored_facts(self) -> list[Fact]:
+        return list(self.redis.state.facts.values())
+
+    def prefix(self, position: Position) -> list[Entry]:
+        if not position.history:
+            return []
+        entries = self.logs[position.history]
+        assert position.seq <= len(entries)
+        return entries[: position.seq]
+
+    @invariant()
+    def nobody_serves_on_what_is_older_than_the_lease(self) -> None:
+        long_held = [seq for seq, since in self.held.items() if self.now - since > LEASE]
+        for proxy in self.serving():
+            assert self.now - proxy.reached <= LEASE
+            if long_held:
+                self.assert_knows(proxy, max(long_held))
+
+    @invariant()
+    def nobody_serves_without_what_was_confirmed(self) -> None:
+        for proxy in self.serving():
+            for seq, entry in self.confirmed:
+                self.assert_knows(proxy, seq)
+                assert self.prefix(proxy.state.position)[seq - 1] == entry
+
+    def serving(self) -> list[Proxy]:
+        return [proxy for proxy in self.proxies if proxy.state.lease_left(self.now) > 0]
+
+    def assert_knows(self, proxy: Proxy, seq: int) -> None:
+        """By entry `seq` or a later one each person stands as the store says; a denied one does not pass."""
+        position = proxy.state.position
+        assert position.seq >= seq
+        truth = fold(self.log.entries[: position.seq])
+        for key, fact in truth.items():
+            token = TokenIdentity((), None, key, 2)
+            passes = proxy.state.denied(token, 0.0) is None
+            assert passes == (not fact.denied and fact.before <= 2)
+
+
+def fold(entries: list[Entry]) -> dict[str, Fact]:
+    return {fact.key: fact for entry in entries for fact in entry.facts}
+
+
+def hold(world: type[World], examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        world,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_the_bounds_hold_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "offboard_worker.denylist")
+    hold(World, examples=300, steps=60)
+
+
+class RealRedis:
+    """A real Valkey that obeys the machine as the model does: its Lua is what is under test."""
+
+    def __init__(self, url: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = open_client(url, 5.0)
+        self._copy = RedisCopy(self._client, NAMES)
+        self._loop = loop
+        self._failovers = itertools.count(1)
+        self.up = True
+        self.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        if not self.up:
+            return self._away
+        return getattr(self._copy, name)
+
+    async def _away(self, *_: object, **__: object) -> None:
+        raise DenylistUnavailable("Redis is away")
+
+    def run(self, work: Any) -> Any:
+        return self._loop.run_until_complete(work)
+
+    def save(self) -> dict[str, bytes]:
+        keys = (NAMES.meta, NAMES.facts, NAMES.log, NAMES.replicas)
+        return {key: self.run(self._client.dump(key)) for key in keys}
+
+    def failover(self, earlier: dict[str, bytes | None]) -> None:
+        for key, value in earlier.items():
+            if value is None:
+                self.run(self._client.delete(key))
+            else:
+                self.run(self._client.restore(key, 0, value, replace=True))
+        self.restart()
+
+    def restart(self) -> None:
+        """Another server than the one that meta names: seen from the scripts the same as a restart or failover."""
+        if self.run(self._client.exists(NAMES.meta)):
+            self.run(self._client.hset(NAMES.meta, "server", f"other-{next(self._failovers)}"))
+
+    def flush(self) -> None:
+        self.run(self._client.flushall())
+
+    def trim(self) -> None:
+        self.run(self._client.xtrim(NAMES.log, maxlen=1, approximate=False))
+
+    def step_wall(self, seconds: float) -> None:
+        """A real server's clock is left alone."""
+
+    def look(self) -> Reading:
+        reading: Reading = self.run(self._copy.read())
+        return reading
+
+    def facts(self) -> list[Fact]:
+        snapshot: Snapshot | None = self.run(self._copy.snapshot())
+        assert snapshot is not None
+        return list(snapshot.facts)
+
+    def close(self) -> None:
+        self.run(self._client.aclose())
+
+
+class RealWorld(World):
+    url = ""
+
+    def make_redis(self) -> Any:
+        return RealRedis(self.url, self.loop)
+
+    def peek(self) -> tuple[Position, bool]:
+        reading = self.redis.look()
+        return reading.position, reading.intact
+
+    def stored_facts(self) -> list[Fact]:
+        facts: list[Fact] = self.redis.facts()
+        return facts
+
+    def teardown(self) -> None:
+        self.redis.close()
+        super().teardown()
+
+
+@pytest.mark.integration
+def test_the_bounds_hold_on_a_real_valkey(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "offboard_worker.denylist")
+    valkey = EmbeddedValkey(tmp_path, settings={"appendonly": "no"})
+    asyncio.run(valkey.start())
+    try:
+        RealWorld.url = valkey.url
+        hold(RealWorld, examples=15, steps=40)
+    finally:
+        asyncio.run(valkey.kill())
