@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property
@@ -194,13 +193,3 @@ def _check_names(config: Config) -> None:
                     f"{section}.{name} can't be used as a name\n  found     {name!r}\n"
                     "  expected  letters, digits, - and _, at most 63, as it becomes part of URLs and job ids"
                 )
-
-
-def use_uvloop() -> None:
-    """Make the fast event loop the default, where it exists."""
-    if sys.platform != "win32":
-        try:
-            import uvloop
-        except ImportError:
-            return
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from offboard_worker.errors import ConfigError
-from offboard_worker.secret import NOT_A_SECRET, Secret
+from offboard_worker.secret import EXPECTED, Secret
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -95,6 +95,18 @@ class ReceiverSettings(Settings):
     listen: Listen = "127.0.0.1:8080"
     metrics: Listen = "127.0.0.1:0"
     max_body: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    head_timeout: Duration = Field(
+        default=timedelta(seconds=10), description="How long a sender may take to send one request's head."
+    )
+    body_timeout: Duration = Field(default=timedelta(seconds=15), description="How long its body may take.")
+    keepalive: Duration = Field(default=timedelta(seconds=75), description="How long an idle connection is kept.")
+    push_wait: Duration = Field(
+        default=timedelta(milliseconds=500),
+        description="How long an answer waits for Redis to take the denial; after that the reconciler pushes it.",
+    )
+    drain: Duration = Field(
+        default=timedelta(seconds=6), description="How long SIGTERM waits for deliveries that are being received."
+    )
     durability: Literal["full", "off"] = Field(
         default="full", description="`off` exists for the benchmark alone: a crash then loses what was answered."
     )
@@ -514,7 +526,7 @@ def _shown(value: object, path: tuple[str | int, ...], message: str) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     named = [part for part in path if isinstance(part, str)]
-    if value is not None and (NOT_A_SECRET in message or (named and _SENSITIVE.search(named[-1]))):
+    if value is not None and (EXPECTED in message or (named and _SENSITIVE.search(named[-1]))):
         return f"a text of {len(value)} characters" if isinstance(value, str) else f"a value of type {_kind(value)}"
     # A user and a password may stand in a URL, and a key in its query.
     return re.sub(r"(?<=//)[^/\s@]*@|[?#][^\s']*", "••••", repr(value)) if "//" in str(value) else repr(value)
@@ -538,6 +550,6 @@ def explain(error: ValidationError, prefix: tuple[str, ...], lines: _Lines) -> C
             case "missing":
                 what, found, expected = "is not set", "nothing", f"a value for {path[-1]}"
             case _:
-                what, expected = "can't be used", problem["msg"].removeprefix("Value error, ")
+                what, expected = "can't be used", problem["msg"].removeprefix("Value error, ").removeprefix("expected ")
         blocks.append(f"{lines.where(path)}: {dotted} {what}\n  found     {found}\n  expected  {expected}")
     return ConfigError("\n".join(blocks))

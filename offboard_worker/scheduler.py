@@ -32,6 +32,7 @@ def duties(app: App) -> list[Duty]:
     ]
     for name in app.sources:
         common.append(Duty(worker.catch_up, timedelta(minutes=10), (name,)))
+        common.append(Duty(worker.upkeep, timedelta(hours=3), (name,)))
         common.append(Duty(worker.roster, timedelta(hours=6), (name,)))
     return common
 

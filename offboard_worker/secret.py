@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-
-NOT_A_SECRET = "expected a non-empty text: the secret, ${ENVIRONMENT_VARIABLE} or file:PATH"
+EXPECTED = "expected a non-empty text: the secret, ${ENVIRONMENT_VARIABLE} or file:PATH"
 
 
 class Secret:
@@ -60,4 +59,4 @@ class Secret:
             return value
         if isinstance(value, str) and value:
             return cls(value)
-        raise ValueError(NOT_A_SECRET)
+        raise ValueError(EXPECTED)

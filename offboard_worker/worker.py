@@ -98,6 +98,11 @@ def catch_up(source: str) -> int:
     return _run(lambda _opened, ctx: events.catch_up(ctx, source))
 
 
+def upkeep(source: str) -> int:
+    """Do what one source must do again and again to go on hearing anything."""
+    return _run(lambda _opened, ctx: events.upkeep(ctx, source))
+
+
 def roster(source: str) -> int:
     """Learn everybody's ids from one source's directory."""
     return _run(lambda _opened, ctx: events.learn_roster(ctx, source))

@@ -24,7 +24,7 @@ from msgraph.generated.service_principals.item.remove_password.remove_password_p
 )
 
 from connectors.entra.graph import Graph, Missing, options
-from connectors.entra.reading import exact
+from connectors.entra.reading import app_path, exact
 from offboard_worker.core.credential import Credential, CredentialKind, Outcome
 from offboard_worker.errors import Fatal, NeedsHuman
 
@@ -76,12 +76,12 @@ class Changes:
         raise Fatal(f"entra takes away no {credential.kind}", connector=self._instance)
 
     async def remove_password(self, path: str, key_id: str) -> Outcome:
-        """Remove a client secret of "applications/{id}" or "servicePrincipals/{id}"."""
-        collection, _, object_id = path.partition("/")
+        """Remove a client secret of "applications/{id}…" or "servicePrincipals/{id}…"."""
+        collection, object_id = app_path(path)
         if collection == "applications":
-            app = self._client.applications.by_application_id(exact(object_id))
+            app = self._client.applications.by_application_id(object_id)
             return await self._done(app.remove_password.post(OfApplication(key_id=UUID(key_id))))
-        principal = self._client.service_principals.by_service_principal_id(exact(object_id))
+        principal = self._client.service_principals.by_service_principal_id(object_id)
         return await self._done(principal.remove_password.post(OfServicePrincipal(key_id=UUID(key_id))))
 
     async def give_back(self, credential: Credential) -> None:

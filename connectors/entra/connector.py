@@ -238,9 +238,11 @@ class Entra(Connector[EntraConfig]):
 
     async def _sessions_state(self, credential: Credential) -> CredentialState:
         """Gone once the time from which sessions count has moved on; before that nobody can tell."""
-        before = seen.moment(credential.snapshot.get("validFrom"))
         user = await self._read.user(credential.id)
-        after = None if user is None else seen.moment(user.get("signInSessionsValidFromDateTime"))
+        if user is None:
+            return CredentialState.GONE  # with the user, who can't sign in
+        before = seen.moment(credential.snapshot.get("validFrom"))
+        after = seen.moment(user.get("signInSessionsValidFromDateTime"))
         moved = before is not None and after is not None and after > before
         return CredentialState.GONE if moved else CredentialState.UNKNOWN
 

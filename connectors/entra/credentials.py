@@ -145,7 +145,8 @@ def is_global_administrator(row: Json) -> bool:
 def app_secrets(instance: str, app: Json, collection: str, owner: str) -> Iterator[Credential]:
     """The client secrets and certificates of one application (or service principal) that a person owns.
 
-    `scope` is the object's path below the API, so that the secret is addressed exactly.
+    `scope` is the object's path below the API and, since a secret has as many holders as the application has owners,
+    whose knowledge of it this is.
     """
     for sort, name in (("secret", "passwordCredentials"), ("certificate", "keyCredentials")):
         for key in app.get(name) or ():
@@ -154,7 +155,7 @@ def app_secrets(instance: str, app: Json, collection: str, owner: str) -> Iterat
                 CredentialKind.APP_SECRET,
                 key["keyId"],
                 owner=owner,
-                scope=f"{collection}/{app['id']}",
+                scope=f"{collection}/{app['id']}/owners/{owner}",
                 label=f"{sort} of {app.get('displayName') or app['id']}",
                 state=CredentialState.ACTIVE,
                 created_at=moment(key.get("startDateTime")),

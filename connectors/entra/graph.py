@@ -12,10 +12,12 @@ import asyncio
 import base64
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ from urllib.parse import urlsplit
 import httpx
 from kiota_abstractions.authentication import AuthenticationProvider
 from kiota_abstractions.base_request_configuration import RequestConfiguration
+from kiota_abstractions.request_option import RequestOption
 from kiota_abstractions.response_handler import ResponseHandler
 from kiota_http.kiota_client_factory import KiotaClientFactory
 from kiota_http.middleware import BaseMiddleware, ParametersNameDecodingHandler
@@ -55,7 +58,7 @@ class Graph:
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         # No pool timeout: waiting for our own connections is no fault of Graph's. asyncio.timeout bounds the whole.
         self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(config.timeout, pool=None), limits=limits, follow_redirects=False
+            verify=trust(), timeout=httpx.Timeout(config.timeout, pool=None), limits=limits, follow_redirects=False
         )
         self.token = AccessToken(instance, config, self._http)
         KiotaClientFactory.create_with_custom_middleware(
@@ -255,10 +258,16 @@ class AsJson(ResponseHandler):
 
 def options(query: Query | None = None) -> Any:
     """Return the SDK's configuration of a request whose answer we want as JSON."""
-    as_json = [ResponseHandlerOption(AsJson())]
+    as_json: list[RequestOption] = [ResponseHandlerOption(AsJson())]
     if query is None:
         return RequestConfiguration(options=as_json)
     return RequestConfiguration(query_parameters=query, options=as_json)
+
+
+@cache
+def trust() -> ssl.SSLContext:
+    """Read the trusted certificates once a process (SSL_CERT_FILE is honoured): it takes longer than a call."""
+    return httpx.create_ssl_context()
 
 
 def origin(url: str) -> tuple[str, str, int]:

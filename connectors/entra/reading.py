@@ -59,18 +59,18 @@ class Reader:
         return await self._one(item.get(options(Query(select=seen.USER_FIELDS))), "a user")
 
     async def app(self, path: str) -> Any:
-        """Read an application or service principal by its path ("applications/{id}"); None where it is gone."""
-        collection, _, object_id = path.partition("/")
+        """Read an application or service principal by its path ("applications/{id}…"); None where it is gone."""
+        collection, object_id = app_path(path)
         if collection == "applications":
-            item = self._client.applications.by_application_id(exact(object_id))
+            item = self._client.applications.by_application_id(object_id)
         else:
-            item = self._client.service_principals.by_service_principal_id(exact(object_id))
+            item = self._client.service_principals.by_service_principal_id(object_id)
         return await self._one(item.get(options(Query(select=APP_FIELDS))), "an application")
 
     async def secrets_of(self, path: str, owner: str) -> list[Credential]:
         """The secrets and certificates of one application now."""
         app = await self.app(path)
-        return [] if app is None else list(seen.app_secrets(self._instance, app, path.partition("/")[0], owner))
+        return [] if app is None else list(seen.app_secrets(self._instance, app, app_path(path)[0], owner))
 
     async def held_now(self, kind: CredentialKind, user_id: str) -> list[Credential]:
         """Everything of one kind that a user holds now."""
@@ -199,6 +199,12 @@ class Reader:
         if found is None or not found.get("id"):
             raise Retryable(f"Graph answered nothing about {what}", connector=self._instance)
         return found
+
+
+def app_path(path: str) -> tuple[str, str]:
+    """Split the scope of a secret into the collection and the id of the object that has it."""
+    collection, _, rest = path.partition("/")
+    return collection, exact(rest.partition("/")[0])
 
 
 def exact(object_id: str) -> str:

@@ -73,7 +73,7 @@ def canonical_text(value: Any) -> str:
         if text.isascii():
             return text
         text.encode()  # lone surrogates are refused below, as the RFC asks
-    except (_Uncommon, UnicodeEncodeError):
+    except (_Uncommon, UnicodeEncodeError, TypeError):
         return rfc8785.dumps(dict(value) if isinstance(value, Mapping) else value).decode()
     return text
 
@@ -83,7 +83,7 @@ def _plain(value: Any) -> str:
     if kind is str:
         return _quoted(value)
     if kind is dict:
-        if not all([type(name) is str and name.isascii() for name in value]):
+        if not all(map(str.isascii, value)):
             raise _Uncommon  # other names are sorted by their UTF-16 units
         return "{" + ",".join([f"{_quoted(name)}:{_plain(value[name])}" for name in sorted(value)]) + "}"
     if kind is list or kind is tuple:

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Protocol
 from urllib.parse import quote
 
@@ -41,7 +42,12 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.~@:-]*").fullmatch
 
 
 def _key(kind: FactKind, *parts: str) -> Key:
-    return "|".join((kind, *[part if _PLAIN(part) else quote(part, safe="@.:-") for part in parts]))
+    return "|".join((kind, *[part if _PLAIN(part) else _encoded(part) for part in parts]))
+
+
+@lru_cache(maxsize=256)  # an issuer's address comes with every subject
+def _encoded(part: str) -> str:
+    return quote(part, safe="@.:-")
 
 
 def person_key(person_id: str) -> Key:

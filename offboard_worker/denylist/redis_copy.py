@@ -254,12 +254,16 @@ class RedisCopy:
             history, seq = await self._run(lua.BEAT, keys, args)
         return Position(_text(history), int(seq))
 
-    async def entries(self, after: int, block: float) -> list[StreamEntry]:
-        """Wait up to `block` seconds for entries after a seq. The client must have no socket timeout below that."""
+    async def entries(self, after: int, block: float | None) -> list[StreamEntry]:
+        """Return the entries after a seq, waiting up to `block` seconds for the first (None: not at all).
+
+        The client must have no socket timeout below that.
+        """
+        milliseconds = None if block is None else max(1, int(block * 1000))
         async with _ours("following the denial stream"):
             found: Any = await cast(
                 "Awaitable[Any]",
-                self._redis.xread({self._names.log: f"{after}-0"}, count=500, block=max(1, int(block * 1000))),
+                self._redis.xread({self._names.log: f"{after}-0"}, count=500, block=milliseconds),
             )
         return [
             stream_entry(stream_id, {_text(name): _text(value) for name, value in fields.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import select
@@ -12,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from offboard_worker.core.event import IdentityEvent
 from offboard_worker.core.person import Subject
-from offboard_worker.errors import SourceUnavailable
+from offboard_worker.errors import ConfigError, DeliveryError, SourceUnavailable
 from offboard_worker.jobs import intake
 from offboard_worker.jobs.containment import record_containment
 from offboard_worker.jobs.context import JobContext
@@ -43,6 +44,11 @@ async def run(ctx: JobContext, event_id: str) -> None:
             accepted = await _chore(ctx, row) if row.kind == "chore" else await _confirm(ctx, row)
         except SourceUnavailable as error:
             await _again(ctx, row, error)
+            raise
+        except (ConfigError, DeliveryError) as error:  # no later try will say anything else
+            async with ctx.store.write() as tx:
+                await inbox.settle(tx, row.id, pending=False, error=error.message, reason=error.advice)
+                tx.record("event.failed", f"source:{row.source}", row.id, {"error": error.message})
             raise
         await follow_up(ctx, accepted)
 
@@ -129,6 +135,18 @@ async def catch_up(ctx: JobContext, name: str) -> int:
             tx.record("source.caught-up", f"source:{name}", name, {"events": accepted.events})
     await follow_up(ctx, accepted)
     return accepted.events
+
+
+async def upkeep(ctx: JobContext, name: str) -> int:
+    """Do what a source must do again and again to go on hearing anything (renew a subscription). Returns how many."""
+    source = ctx.sources[name]
+    done = 0
+    for chore in source.upkeep():
+        said = await _patiently(ctx, partial(source.perform, chore))
+        async with ctx.store.write() as tx:
+            tx.record("source.chore", f"source:{name}", name, {"chore": chore.name, "done": said})
+        done += 1
+    return done
 
 
 async def learn_roster(ctx: JobContext, name: str) -> int:

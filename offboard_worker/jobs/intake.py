@@ -7,6 +7,7 @@ denial log once the transaction commits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from offboard_worker.core.event import ENDS_ACCESS, EventKind, IdentityEvent, Ig
 from offboard_worker.core.person import PersonState
 from offboard_worker.core.policy import Decision, Effect, Rules, decide
 from offboard_worker.denylist.facts import person_key
+from offboard_worker.errors import UsageError
 from offboard_worker.sources.source import Chore, Learned, Statement
 from offboard_worker.store import cases, denials, inbox
 from offboard_worker.store.cases import CaseRow, TargetRow
@@ -63,6 +65,7 @@ class Accepted:
     pending: list[str] = field(default_factory=list)  # events that wait for a job
     duplicates: int = 0
     events: int = 0
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)  # (kind, effect) of the new events
     alarms: list[str] = field(default_factory=list)  # protected people who were named
 
 
@@ -82,8 +85,10 @@ async def accept(tx: Transaction, arrivals: Sequence[Arrival], book: Rulebook) -
             known_keys.add(key)
             new.append(one)
     desk = await _Desk.open(tx, [statement for *_, statement in new], book)
-    inbox.defer_events(tx, [desk.take(*one) for one in new])
+    rows = [desk.take(*one) for one in new]
+    inbox.defer_events(tx, rows)
     await desk.finish()
+    desk.accepted.kinds.update((row.kind, row.effect) for row in rows)
     desk.accepted.duplicates = len(statements) - len(new)
     desk.accepted.events = len(new)
     return desk.accepted
@@ -92,13 +97,19 @@ async def accept(tx: Transaction, arrivals: Sequence[Arrival], book: Rulebook) -
 async def accept_confirmed(
     tx: Transaction, row: EventRow, verdict: IdentityEvent | Ignored, book: Rulebook
 ) -> Accepted:
-    """Act on what the re-read of an `account-changed` event found; the event's own row keeps the outcome."""
+    """Act on what the re-read of an `account-changed` event found; the event's own row keeps the outcome.
+
+    Two workers may have been given the same event: what is settled already is not acted on again.
+    """
+    now = await inbox.event(tx.conn, row.id)
+    if now is None or not now.pending:
+        return Accepted()
     if isinstance(verdict, Ignored):
         await inbox.settle(tx, row.id, pending=False, effect=Effect.RECORD.value, reason=verdict.reason, error="")
         tx.record("event.confirmed", f"source:{row.source}", row.id, {"effect": "record", "reason": verdict.reason})
         return Accepted()
     desk = await _Desk.open(tx, [verdict], book)
-    received = Received(row.source, "", {}, b"", row.received_at)
+    received = Received(row.source, "", {}, b"", tx.now)  # a re-read speaks of now, whenever the notification came
     done = desk.take(row.delivery_id, received, verdict)
     await desk.finish()
     await inbox.settle(
@@ -120,7 +131,12 @@ async def open_case(tx: Transaction, person_id: str, who: str, reason: str, book
     """An operator says that a person leaves: contain and revoke, without waiting for any approval but policy's."""
     desk = _Desk(tx, book, await Directory.of_ids(tx.conn, [person_id]), {}, 0)
     desk.open_cases = await cases.unfinished_of(tx.conn, [person_id])
-    known = desk.directory.by_id[person_id]
+    known = desk.person(person_id)
+    if known.protected:
+        raise UsageError(
+            f"{known.name or person_id} is protected (break-glass): nothing is touched",
+            advice="Set people.NAME.protected to false in the configuration first.",
+        )
     known.standings["operator"] = Standing(True, tx.now)
     desk.offboard(known, Decision(Effect.OFFBOARD, reason, hold=book.rules.approval), who, tx.now)
     await desk.finish()
@@ -131,7 +147,7 @@ async def reinstate(tx: Transaction, person_id: str, who: str, reason: str, book
     """An operator says that a person is back: every source's standing is overruled."""
     desk = _Desk(tx, book, await Directory.of_ids(tx.conn, [person_id]), {}, 0)
     desk.open_cases = await cases.unfinished_of(tx.conn, [person_id])
-    known = desk.directory.by_id[person_id]
+    known = desk.person(person_id)
     for standing in known.standings.values():
         standing.gone = False
     desk.reinstate(known, who, reason)
@@ -143,6 +159,7 @@ async def learn_aliases(
     tx: Transaction, person_id: str, system: str, ids: Iterable[str], basis: str, book: Rulebook
 ) -> int | None:
     """Record ids that a connector identified for a person; deny them too if the person is gone. Returns the seq."""
+    ids = tuple(ids)
     directory = await Directory.of_names(tx.conn, [(system, alias) for alias in ids], ())
     directory.by_id.update((await Directory.of_ids(tx.conn, [person_id])).by_id)
     known = directory.by_id[person_id]
@@ -242,6 +259,7 @@ class _Desk:
         self._targets: list[TargetRow] = []
         self._again: list[tuple[str, str]] = []  # targets that must run again: a further id of the leaver is known
         self._denials: list[tuple[str, Known, str | None, str, str]] = []
+        self._named: dict[str, dict[tuple[str, str], str]] = {}  # person → what sources called them in this batch
         self._writes: list[str | tuple[Known, CaseRow | None, str, str]] = []  # a new case's id, or a restoration
 
     @classmethod
@@ -256,12 +274,20 @@ class _Desk:
         if not subjects:
             return cls(tx, book, Directory(), {}, 0)
         directory = await Directory.of_names(tx.conn, names, addresses)
-        if not any(isinstance(s, IdentityEvent) for s in statements):
+        leavers = any(known.state is PersonState.DEPARTED for known in directory.by_id.values())
+        if not leavers and not any(isinstance(s, IdentityEvent) for s in statements):
             return cls(tx, book, directory, {}, 0)
         open_cases = await cases.unfinished_of(tx.conn, directory.by_id)
         enough = book.rules.max_leavers + 200  # beyond the limit the exact number changes nothing
         recent = await cases.opened_since(tx.conn, tx.now - book.window.total_seconds(), enough)
         return cls(tx, book, directory, open_cases, recent)
+
+    def person(self, person_id: str) -> Known:
+        """Return somebody whom an operator names. Raises UsageError."""
+        known = self.directory.by_id.get(person_id)
+        if known is None:
+            raise UsageError(f"there is no person {person_id}", advice="Search by exact id, alias or e-mail address.")
+        return known
 
     def take(self, delivery_id: str, received: Received, statement: Statement) -> EventRow:
         """Decide what one new statement leads to and return its row."""
@@ -353,11 +379,13 @@ class _Desk:
         subject = statement.subject
         facts = self.book.sources.get(source, SourceFacts(subject.system))
         names = [(subject.system, alias) for alias in (subject.id, *subject.logins) if alias]
-        known = self.directory.find(names, subject.emails if facts.trust_email else ())
+        addresses = subject.emails if facts.trust_email else ()
+        known = self.directory.find(names, addresses, has_id=bool(subject.id))
         if known is None:
             known = self.directory.add(subject.name)
             self.tx.record("person.added", f"source:{source}", known.id, {"system": subject.system, "id": subject.id})
         known.name = known.name or subject.name
+        self._named.setdefault(known.id, {}).update(dict.fromkeys(names, source))
         for system, alias in names:
             self.directory.learn(known, system, alias, f"source:{source}", login=alias != subject.id)
         for address in subject.emails:
@@ -430,8 +458,23 @@ class _Desk:
         self._writes.append((known, case, who, reason))
         return case.id if case else None
 
+    def _deny_further_names(self) -> None:
+        """Deny what a leaver turns out to be called besides, whatever kind of statement told us."""
+        denied = {known.id for effect, known, *_ in self._denials if effect == "deny"}
+        for known in self.directory.by_id.values():
+            news = known.new_ids or known.new_emails
+            if known.state is not PersonState.DEPARTED or not news or known.id in denied:
+                continue
+            case = self.open_cases.get(known.id)
+            if case is not None:
+                self._look_again(known, case)
+            who = next((f"source:{source}" for source in self._named.get(known.id, {}).values()), "worker")
+            reason = "a further name of a leaver"
+            self._denials.append(("deny", known, case.id if case else None, who, reason))
+
     async def finish(self) -> None:
         """Write people, denials, cases and targets, in the order that their references ask for."""
+        self._deny_further_names()
         await self.directory.save(self.tx)
         await self._deny()
         await self._write_cases()
@@ -458,7 +501,7 @@ class _Desk:
     async def _deny(self) -> None:
         """Append the denials in the order in which they were decided."""
         wanted = [
-            (effect, known, denials.keys_of(known, self.book.issuers), c, w, r)
+            (effect, known, denials.keys_of(known, self.book.issuers, self._named.get(known.id, ())), c, w, r)
             for effect, known, c, w, r in self._denials
         ]
         old = await denials.current(
@@ -476,7 +519,7 @@ class _Desk:
             old.update((fact.key, fact) for fact in facts)
             seq = self.tx.append_denial(effect, facts, who=who, reason=reason, person_id=known.id, case_id=case_id)
             self.accepted.denial_seq = seq
-            if case_id in self._new_cases:
+            if effect == "deny" and case_id in self._new_cases:
                 self._new_cases[case_id] = replace(self._new_cases[case_id], denial_seq=seq)
 
     async def _restore(self, known: Known, case: CaseRow | None, who: str, reason: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import hdrs, web
+from yarl import URL
 
 from offboard_worker.proxy.admission import Admission, Flight
 from offboard_worker.proxy.answers import Relayed, trouble
@@ -81,7 +82,7 @@ class Forwarder:
                 answer.close()
             answer.release()
 
-    async def _call(self, exchange: Exchange, upstream: Upstream, url: object) -> aiohttp.ClientResponse:
+    async def _call(self, exchange: Exchange, upstream: Upstream, url: URL) -> aiohttp.ClientResponse:
         request = exchange.request
         headers = upstream.headers(request.headers)
         if not exchange.has_body and request.method in ("GET", "HEAD", "OPTIONS"):
@@ -94,7 +95,7 @@ class Forwarder:
             async with deadline:
                 answer = await self._upstreams.http.request(
                     request.method,
-                    url,  # type: ignore[arg-type]
+                    url,
                     headers=headers,
                     data=body,
                     allow_redirects=False,
@@ -146,13 +147,15 @@ class Forwarder:
         try:
             await self._stream(exchange, flight, upstream, answer, response)
             await response.write_eof()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            if isinstance(error, ConnectionError) and exchange.request.transport is None:
-                raise
-            self._metrics.upstream_errors.labels(upstream.name, "upstream-truncated").inc()
-            line.reason = "upstream-truncated"
+        except (aiohttp.ClientError, TimeoutError):
             response.broken = True
             response.force_close()
+            transport = exchange.request.transport
+            if transport is None or transport.is_closing():
+                line.reason = "client-left"
+                return response
+            self._metrics.upstream_errors.labels(upstream.name, "upstream-truncated").inc()
+            line.reason = "upstream-truncated"
             abort(exchange.request)
         return response
 

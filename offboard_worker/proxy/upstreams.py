@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import NoReturn
 
 import aiohttp
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 from yarl import URL
 
 from offboard_worker.config import ProxySettings, UpstreamSettings
@@ -52,9 +52,9 @@ class Upstream:
         sent = self._prefix + (target.path if target.query == "" else target.rest)
         return url if url.raw_path_qs == sent else None
 
-    def headers(self, received: CIMultiDict[str] | object, *, websocket: bool = False) -> CIMultiDict[str]:
+    def headers(self, received: MultiMapping[str], *, websocket: bool = False) -> CIMultiDict[str]:
         """The headers to send: what may pass, and the key."""
-        headers = to_upstream(received, self._header, websocket=websocket)  # type: ignore[arg-type]
+        headers = to_upstream(received, self._header, websocket=websocket)
         if self._secret is not None:
             headers[self._header] = self._secret.reveal()
         return headers

@@ -70,11 +70,12 @@ class Tunnels:
             await self._both_ways(exchange, flight, near, far, upstream.mask)
         except asyncio.CancelledError:
             if flight.cut is not None and near.prepared:
-                await _close(near, POLICY, flight.cut.encode())
+                code, why = _farewell(flight), flight.cut.encode()
+                await asyncio.gather(_close(near, code, why), _close(far, code, b""))
                 abort(exchange.request)
             raise
         finally:
-            await _close(far, GOING_AWAY if flight.cut is None else POLICY, b"")
+            await _close(far, _farewell(flight), b"")
         return near
 
     async def _dial(
@@ -170,6 +171,10 @@ def _sendable(code: object) -> int:
     if isinstance(code, int) and ((1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999):
         return code
     return 1000
+
+
+def _farewell(flight: Flight) -> int:
+    return GOING_AWAY if flight.cut in (None, "shutdown") else POLICY
 
 
 async def _close(side: Side, code: int, reason: bytes) -> None:

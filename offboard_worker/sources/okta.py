@@ -219,9 +219,8 @@ class OktaHook(Source[OktaConfig]):
             return Ignored(
                 event.key, f"can't be re-read: set base_url and api_token of sources.{self.instance}", event.vendor_type
             )
-        event = replace(
-            event, occurred_at=datetime.now(UTC)
-        )  # the reading is what is dated: the later one is the truth
+        # What is found is dated by the reading: of two readings the later one is the truth.
+        event = replace(event, occurred_at=datetime.now(UTC))
         status, _, body = await self._get(f"{self.config.base_url}/api/v1/users/{quote(user_id, safe='')}")
         if status == 404:
             return replace(event, key=f"{event.key}:confirmed", kind=EventKind.ACCOUNT_PURGED)

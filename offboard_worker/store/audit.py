@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from offboard_worker.core.chain import AuditRecord, Checkpoint, sign, verify_chain, verify_checkpoints
+from offboard_worker.core.chain import GENESIS, AuditRecord, Checkpoint, sign, verify_chain, verify_checkpoints
 from offboard_worker.errors import AuditBroken
 from offboard_worker.store.database import Store, rfc3339
 from offboard_worker.store.schema import audit, checkpoints, counters
 
 
 def _record(row: Any) -> AuditRecord:
-    return AuditRecord(row.seq, row.at, row.what, row.who, row.subject, json.loads(row.detail), row.previous, row.hash)
+    """Read one row. Raises AuditBroken where its detail is not what we write."""
+    try:
+        detail = json.loads(row.detail)
+    except ValueError:
+        detail = None
+    if not isinstance(detail, dict):
+        raise AuditBroken(f"audit record {row.seq} was altered: its detail can't be read")
+    return AuditRecord(row.seq, row.at, row.what, row.who, row.subject, detail, row.previous, row.hash)
 
 
 async def records(conn: AsyncConnection, after: int = 0, subject: str | None = None) -> AsyncIterator[AuditRecord]:
@@ -40,9 +47,12 @@ async def signed(conn: AsyncConnection) -> list[Checkpoint]:
 
 
 async def checkpoint(store: Store, key: Ed25519PrivateKey) -> Checkpoint | None:
-    """Sign the chain's head and keep the checkpoint; None if this head has one already."""
+    """Sign the chain's head and keep the checkpoint; None if this head has one already. Raises AuditBroken."""
     async with store.write() as tx:
         head = (await tx.conn.execute(select(audit).order_by(audit.c.seq.desc()).limit(1))).first()
+        there = (head.seq, head.hash) if head else (0, GENESIS)
+        if there != tx.audit_head:
+            raise AuditBroken(f"the audit ends at record {there[0]}, which is not the last that was written")
         if head is None:
             return None
         made = sign(head.seq, head.hash, rfc3339(tx.now), key)
@@ -55,11 +65,16 @@ async def checkpoint(store: Store, key: Ed25519PrivateKey) -> Checkpoint | None:
         return made
 
 
-async def verify(store: Store, keys: Mapping[str, Ed25519PublicKey]) -> tuple[int, int]:
-    """Verify the whole chain and its checkpoints on the live store; return both counts. Raises AuditBroken."""
+async def verify(
+    store: Store, keys: Mapping[str, Ed25519PublicKey], elsewhere: Sequence[Checkpoint] = ()
+) -> tuple[int, int]:
+    """Verify the whole chain and its checkpoints on the live store; return both counts. Raises AuditBroken.
+
+    `elsewhere` are checkpoints that went off the box: they show what a rewrite of this store hides.
+    """
     hashes: dict[int, str] = {}
     async with store.read() as conn:
-        marks = await signed(conn)
+        marks = [*await signed(conn), *elsewhere]
         marked = {mark.seq for mark in marks}
         last, batch = None, []
         async for record in records(conn):

@@ -137,7 +137,10 @@ async def unfinished_targets(conn: AsyncConnection, now: float) -> list[TargetRo
         .join(cases, cases.c.id == targets.c.case_id)
         .where(
             targets.c.state.in_([TargetState.PENDING.value, TargetState.RUNNING.value, TargetState.RETRYING.value]),
-            cases.c.state.in_([State.REVOKING.value, State.REINSTATED.value, State.VERIFIED.value]),
+            # A case that needs attention because of one connector still has the others to finish; a restoration is
+            # owed by a finished case too.
+            cases.c.state.in_([State.REVOKING, State.ATTENTION, State.REINSTATED, State.VERIFIED])
+            | ((targets.c.action == Action.RESTORE) & (cases.c.state == State.CLOSED)),
             (targets.c.next_attempt_at.is_(None)) | (targets.c.next_attempt_at <= now),
         )
         .order_by(cases.c.opened_at)

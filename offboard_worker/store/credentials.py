@@ -86,20 +86,16 @@ async def keep_found(
         rows = [_new_row(credential, person_id, tx.now) for credential in new.values()]
         await tx.conn.execute(insert(credentials), rows)
         known.update({name: row["id"] for name, row in zip(new, rows, strict=True)})
-    for credential in found:
-        if _name(credential) not in new:
-            await tx.conn.execute(
-                update(credentials)
-                .where(credentials.c.id == known[_name(credential)])
-                .values(
-                    last_seen_at=tx.now, state=credential.state.value, last_used_at=_seconds(credential.last_used_at)
-                )
-            )
     bound = set(
         (
             await tx.conn.execute(select(case_credentials.c.credential_id).where(case_credentials.c.case_id == case_id))
         ).scalars()
     )
+    for credential in found:
+        if _name(credential) not in new:
+            row_id = known[_name(credential)]
+            changes = _seen_again(credential, person_id, tx.now, refresh=row_id not in bound)
+            await tx.conn.execute(update(credentials).where(credentials.c.id == row_id).values(**changes))
     binding = [
         {
             "case_id": case_id,
@@ -119,6 +115,20 @@ async def keep_found(
             {"connector": found[0].connector, "credentials": [c.ref for c in new.values()], "count": len(found)},
         )
     return known
+
+
+def _seen_again(credential: Credential, person_id: str, now: float, *, refresh: bool) -> dict[str, Any]:
+    """What another look changes. `refresh`: this case has not bound it yet, so that an active one is as it was before us."""
+    changes: dict[str, Any] = {
+        "last_seen_at": now,
+        "state": credential.state.value,
+        "last_used_at": _seconds(credential.last_used_at),
+        "owner": credential.owner,
+        "person_id": person_id,
+    }
+    if refresh and credential.state is CredentialState.ACTIVE:
+        changes["snapshot"] = dumps(dict(credential.snapshot))
+    return changes
 
 
 def _new_row(credential: Credential, person_id: str, now: float) -> dict[str, Any]:
@@ -275,6 +285,8 @@ async def open_task(tx: Transaction, case_id: str, row_id: str, connector: str, 
         tasks.c.connector == connector,
         tasks.c.done_at.is_(None),
     )
+    if not row_id:  # about the system as a whole: it may ask for several things
+        same = same.where(tasks.c.title == title)
     if (await tx.conn.execute(same)).first():
         return
     task_id = new_id("t")
@@ -297,11 +309,13 @@ async def open_task(tx: Transaction, case_id: str, row_id: str, connector: str, 
 async def close_tasks(tx: Transaction, case_id: str, row_ids: Iterable[str], who: str, note: str) -> None:
     """Close the open tasks about these credentials: what they asked for was read back."""
     for row_id in row_ids:
-        await tx.conn.execute(
+        closed = await tx.conn.execute(
             update(tasks)
             .where(tasks.c.case_id == case_id, tasks.c.credential_id == row_id, tasks.c.done_at.is_(None))
             .values(done_at=tx.now, done_by=who, note=note)
         )
+        if closed.rowcount:
+            tx.record("task.closed", who, case_id, {"credential": row_id, "note": note})
 
 
 async def tasks_of(conn: AsyncConnection, case_id: str) -> list[dict[str, Any]]:
@@ -317,3 +331,25 @@ async def attest(tx: Transaction, task_id: str, who: str, note: str) -> dict[str
     await tx.conn.execute(update(tasks).where(tasks.c.id == task_id).values(done_at=tx.now, done_by=who, note=note))
     tx.record("task.attested", who, row.case_id, {"task": task_id, "note": note})
     return dict(row._mapping)
+
+
+async def attest_evidence(tx: Transaction, evidence_id: str, case_id: str, row_id: str, who: str, note: str) -> None:
+    """Make a person's word the latest evidence about a credential: as strong as `attested`, and no stronger."""
+    about = (evidence.c.case_id == case_id) & (evidence.c.credential_id == row_id) & evidence.c.latest
+    row = (await tx.conn.execute(select(evidence).where(about))).first()
+    if row is None:
+        return
+    await tx.conn.execute(update(evidence).where(about).values(latest=False))
+    values = {
+        **row._mapping,
+        "id": evidence_id,
+        "strength": Strength.ATTESTED.value,
+        "requested_at": tx.now,
+        "acknowledged_at": tx.now,
+        "verified_at": None,
+        "method": f"attested by {who}: {note}",
+        "error": "",
+        "advice": "",
+        "latest": True,
+    }
+    await tx.conn.execute(insert(evidence).values(**values))

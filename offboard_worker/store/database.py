@@ -14,12 +14,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, insert, select
+from sqlalchemy import event, insert, select, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from offboard_worker.core.chain import GENESIS, canonical_text, seal
@@ -50,14 +51,22 @@ def dumps(value: Any) -> str:
 
 def engine_for(url: str, *, durable: bool = True) -> AsyncEngine:
     """Build the engine for a SQLAlchemy URL (sqlite:///… or postgresql://…). Raises ConfigError."""
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:  # its text may hold the URL, and that a password
+        raise ConfigError("store: is no SQLAlchemy URL", advice="Use sqlite:///PATH or postgresql://…") from None
     match parsed.get_backend_name():
         case "sqlite":
-            if parsed.database:
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"), connect_args={"timeout": 15, "cached_statements": 512})
+            if not parsed.database or parsed.database == ":memory:":
+                raise ConfigError("store: names no file: all would be lost", advice="Use sqlite:///PATH.")
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            engine = create_async_engine(
+                parsed.set(drivername="sqlite+aiosqlite"), connect_args={"timeout": 15, "cached_statements": 512}
+            )
             _tune_sqlite(engine, durable)
         case "postgresql":
+            if find_spec("asyncpg") is None:
+                raise ConfigError("store: asyncpg is not installed", advice="pip install 'offboard-worker[postgres]'")
             engine = create_async_engine(
                 parsed.set(drivername="postgresql+asyncpg"),
                 pool_pre_ping=False,
@@ -111,6 +120,11 @@ class Transaction:
         self._denials: list[Row] = []
         self._facts: dict[str, tuple[Fact, int]] = {}
 
+    @property
+    def audit_head(self) -> tuple[int, str]:
+        """Number and hash of the last audit record, those of this transaction included."""
+        return self._audit_seq, self._audit_hash
+
     def record(self, what: str, who: str, subject: str, detail: Mapping[str, Any] | None = None) -> None:
         """Append one audit record. `detail` holds ids and words, never a secret, and is JSON."""
         text = canonical_text(detail or {})
@@ -158,9 +172,7 @@ class Transaction:
         heads: list[Row] = []
         if self._denials:
             self.defer(_DENIALS, self._denials)
-            self.defer(
-                _FACTS, [(f.key, f.denied, f.before, f.expires_at, seq) for f, seq in self._facts.values()]
-            )
+            self.defer(_FACTS, [(f.key, f.denied, f.before, f.expires_at, seq) for f, seq in self._facts.values()])
             heads.append(("denials", self.denial_seq, self.log_id))
         if self._records:
             self.defer(_AUDIT, self._records)
@@ -172,7 +184,8 @@ class Transaction:
 
 _DENIALS, _AUDIT = Insert(denials), Insert(audit)
 _FACTS, _COUNTERS = Insert(denial_facts, ("key",)), Insert(counters, ("name",))
-_HEADS = select(counters.c.name, counters.c.value, counters.c.text).with_for_update()
+# In one order always: writers that lock the two rows crosswise would wait for each other for ever.
+_HEADS = select(counters.c.name, counters.c.value, counters.c.text).order_by(counters.c.name).with_for_update()
 
 
 async def upsert(conn: AsyncConnection, table: Any, rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> None:
@@ -201,7 +214,10 @@ class Store:
     @classmethod
     async def open(cls, url: str, *, durable: bool = True, clock: Callable[[], float] = time.time) -> Store:
         """Open the store at a SQLAlchemy URL and bring its schema up to date. Raises StoreUnavailable, ConfigError."""
-        store = cls(engine_for(url, durable=durable), clock)
+        try:
+            store = cls(engine_for(url, durable=durable), clock)
+        except OSError as error:
+            raise unavailable(error) from error
         try:
             await store._migrate(url)
         except BaseException:
@@ -227,6 +243,11 @@ class Store:
             if not _is_the_databases(error):
                 raise
             raise unavailable(error) from error
+
+    async def probe(self) -> None:
+        """Commit a write that changes nothing: says whether the store takes writes now. Raises StoreUnavailable."""
+        async with self.write() as tx:
+            await tx.conn.execute(update(counters).values(value=counters.c.value))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:

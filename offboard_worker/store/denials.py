@@ -25,12 +25,14 @@ from offboard_worker.store.schema import counters, denial_facts, denials
 FACTS = Lookup(denial_facts, ("key",), ("key", "denied", "before", "expires_at"))
 
 
-def keys_of(known: Known, issuers: dict[str, tuple[str, ...]]) -> list[Key]:
+def keys_of(known: Known, issuers: dict[str, tuple[str, ...]], named: Iterable[tuple[str, str]] = ()) -> list[Key]:
     """Every key but the person's own under which this person's tokens may show themselves.
 
-    `issuers` maps a system's namespace to the token issuers whose subjects are its ids and logins.
+    `issuers` maps a system's namespace to the token issuers whose subjects are its ids and logins. `named` are further
+    (system, alias) pairs that an event calls them by, though the names are recorded for somebody else.
     """
-    keys = [subject_key(iss, alias) for (system, alias) in sorted(known.ids) for iss in issuers.get(system, ())]
+    names = sorted({*known.ids, *named}) if named else sorted(known.ids)
+    keys = [subject_key(iss, alias) for (system, alias) in names for iss in issuers.get(system, ())]
     keys += [email_key(address) for address in sorted(known.emails)]
     keys += [
         subject_key(iss, address)
@@ -60,7 +62,7 @@ def cut(known: Known, keys: Sequence[Key], old: dict[Key, Fact], until: int) -> 
     """Facts that kill what was issued at or before `until`, and leave a denial that stands as it is."""
     mine = old.get(person_key(known.id))
     person = Fact(person_key(known.id), mine.denied if mine else False, known.generation)
-    return [person, *(_aged(k, k in old and old[k].denied, old, until) for k in keys)]
+    return [person, *(_aged(k, old[k].denied if k in old else person.denied, old, until) for k in keys)]
 
 
 def lift(known: Known, keys: Sequence[Key], old: dict[Key, Fact], now: int) -> list[Fact]:

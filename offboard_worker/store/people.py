@@ -100,7 +100,10 @@ class Directory:
     ) -> Directory:
         """Read everybody who has one of these (system, alias) pairs or one of these addresses."""
         mail = {normal_email(address) for address in addresses if address}
-        wanted: list[tuple[Lookup, Sequence[Row]]] = [(BY_ALIAS, list(set(names))), (BY_EMAIL, [(address,) for address in mail])]
+        wanted: list[tuple[Lookup, Sequence[Row]]] = [
+            (BY_ALIAS, list(set(names))),
+            (BY_EMAIL, [(address,) for address in mail]),
+        ]
         return await cls.of_ids(conn, {row[0] for rows in await look_up(conn, wanted) for row in rows})
 
     @classmethod
@@ -121,18 +124,20 @@ class Directory:
                 directory.by_id[row.person_id].standings[row.source] = Standing(bool(row.gone), row.occurred_at)
         return directory
 
-    def find(self, names: Sequence[tuple[str, str]], addresses: Iterable[str] = ()) -> Known | None:
+    def find(
+        self, names: Sequence[tuple[str, str]], addresses: Iterable[str] = (), *, has_id: bool = True
+    ) -> Known | None:
         """Return the person with the first of these names, else the only one with one of these addresses.
 
-        `names` has the primary id first. A login alone identifies only somebody without another primary id in that
-        system: logins are given to the next person, ids are not.
+        `names` has the primary id first, if `has_id`. A login that came with an id identifies only somebody without
+        another primary id in that system: logins are given to the next person, ids are not.
         """
         for position, name in enumerate(names):
             known = self.by_id.get(self._by_alias.get(name, ""))
             if known is None:
                 continue
             others = any(system == name[0] and not login for (system, _), login in known.ids.items())
-            if position == 0 or not others or len(names) == 1:
+            if position == 0 or not others or not has_id:
                 return known
         owners = {owner for address in addresses for owner in self._by_email.get(normal_email(address), ())}
         if len(owners) != 1:
@@ -140,7 +145,13 @@ class Directory:
         known = self.by_id[owners.pop()]
         system = names[0][0] if names else ""
         another = any(theirs == system and not login for (theirs, _), login in known.ids.items())
-        return None if another else known  # an address that came with another id of the same system was handed on
+        return (
+            None if another and has_id else known
+        )  # an address that came with another id of the same system was handed on
+
+    def owner(self, system: str, alias: str) -> Known | None:
+        """Return whose a name is, among those who were read."""
+        return self.by_id.get(self._by_alias.get((system, alias), ""))
 
     def add(self, name: str = "", person_id: str | None = None, *, protected: bool = False) -> Known:
         """Add somebody whom we did not know."""
@@ -184,11 +195,7 @@ class Directory:
         tx.defer(_EMAILS, [(address, known.id, tx.now) for known in everybody for address in known.new_emails])
         tx.defer(
             _STANDINGS,
-            [
-                (known.id, source, s.gone, s.occurred_at)
-                for known in everybody
-                for source, s in known.standings.items()
-            ],
+            [(known.id, source, s.gone, s.occurred_at) for known in everybody for source, s in known.standings.items()],
         )
         for known in everybody:
             known.is_new, known.new_ids, known.new_emails = False, {}, set()
@@ -261,6 +268,11 @@ async def configured(tx: Transaction, settings: Mapping[str, Any]) -> int:
         for system, ids in entry.aliases.items():
             for alias in [ids] if isinstance(ids, str) else ids:
                 directory.learn(known, system, alias, "configuration")
+                owner = directory.owner(system, alias)
+                if entry.protected and owner is not None and not owner.protected:
+                    # Somebody whom a source named before the configuration did: protection is for them, not for a word.
+                    owner.protected = True
+                    tx.record("person.protected", "config", owner.id, {"as": person_id, "system": system, "id": alias})
         for address in entry.emails:
             directory.learn_email(known, address)
     await directory.save(tx)

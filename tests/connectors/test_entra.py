@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from connectors.entra import Entra
-from offboard_worker.connector import Connector
+from connectors.entra import Entra, EntraConfig
 from offboard_worker.core.credential import Action, CredentialKind, CredentialState, Outcome
 from offboard_worker.core.person import Person
 from offboard_worker.demo.graph_directory import GLOBAL_ADMINISTRATOR
@@ -20,6 +22,8 @@ from offboard_worker.testing import ConnectorContract, CredentialsAlive
 from tests.connectors.entra_world import SYSTEM, World, found, graph_contract, one, world
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:This class is deprecated")]  # the SDK's own
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -65,9 +69,9 @@ class TestEntraWithoutRemovingSecretsKeepsTheContract(TestEntraKeepsTheContract)
     )
 
     @pytest.fixture
-    async def connector(self, tenant: World) -> AsyncIterator[Connector[object]]:  # type: ignore[override]
+    async def connector(self, tenant: World) -> AsyncIterator[Entra]:
         async with tenant.connector(remove_app_secrets=False) as opened:
-            yield opened  # type: ignore[misc]
+            yield opened
 
 
 # Whom it finds
@@ -239,17 +243,27 @@ async def test_secrets_of_owned_applications_are_tasks_unless_configured(tenant:
 
 async def test_a_removed_secret_leaves_the_applications_other_secrets(tenant: World, entra: Entra) -> None:
     secrets = (await found(entra, tenant.leaver))[CredentialKind.APP_SECRET]
-    first, second = [c for c in secrets if c.scope == f"applications/{tenant.build}"]
+    first, second = [c for c in secrets if c.scope.startswith(f"applications/{tenant.build}/")]
     assert await entra.disable(first) is Outcome.DONE
     assert (await entra.state(first), await entra.state(second)) == (CredentialState.GONE, CredentialState.ACTIVE)
     assert await entra.disable(first) is Outcome.ALREADY
+
+
+async def test_a_secret_that_two_people_know_is_a_credential_of_each(tenant: World, entra: Entra) -> None:
+    tenant.graph.directory.owners[tenant.build].append(tenant.bob)
+    known = [
+        {c.id: c for c in (await found(entra, person))[CredentialKind.APP_SECRET] if tenant.build in c.scope}
+        for person in (tenant.leaver, tenant.bystander)
+    ]
+    assert known[0].keys() == known[1].keys()
+    assert len({c.ref for part in known for c in part.values()}) == 4
 
 
 async def test_the_application_of_the_worker_itself_is_never_touched(tenant: World, entra: Entra) -> None:
     ours = tenant.graph.directory.add_application("offboard", owners=[tenant.ada], app_id=tenant.graph.client_id)
     secrets = (await found(entra, tenant.leaver))[CredentialKind.APP_SECRET]
     with pytest.raises(NeedsHuman, match="offboard-worker itself"):
-        await entra.disable(next(c for c in secrets if c.scope.endswith(ours)))
+        await entra.disable(next(c for c in secrets if ours in c.scope))
     assert len(tenant.graph.directory.applications[ours]["passwordCredentials"]) == 1
 
 
@@ -351,3 +365,21 @@ async def test_our_token_never_travels_in_plain_text(url: str) -> None:
 def test_each_residual_has_an_end() -> None:
     assert all(ability.residual <= timedelta(hours=28) for ability in Entra.kinds.values())
     assert Entra.kinds[CredentialKind.SESSION].residual == timedelta(hours=28)
+
+
+def test_the_sdk_is_imported_only_when_a_connector_is_opened() -> None:
+    """A worker that doesn't use this connector doesn't pay for it, and one that forks pays once."""
+    code = (
+        "import sys, connectors.entra as entra\n"
+        "assert not {'msgraph', 'httpx', 'kiota_http'} & set(sys.modules)\n"
+        "entra.Entra.preload()\n"
+        "assert {'msgraph', 'httpx', 'kiota_http'} <= set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+def test_everything_declared_is_documented() -> None:
+    page = (ROOT / "docs/connectors/entra.md").read_text()
+    declared = {kind.value for kind in Entra.kinds} | {ability.permission for ability in Entra.kinds.values()}
+    for name in declared | (set(EntraConfig.model_fields) - {"type"}):
+        assert f"`{name}`" in page, f"docs/connectors/entra.md doesn't mention {name}"

@@ -62,6 +62,9 @@ class ModelRedis:
     def flush(self) -> None:
         self.state = State()
 
+    def lose_facts(self) -> None:
+        self.state.facts = {}
+
     def trim(self) -> None:
         del self.state.stream[:-1]
 
@@ -132,7 +135,7 @@ class ModelRedis:
         state.replicas[replica] = f"{applied}:{round(lease * 1000)}:{self._now()}:{number}"
         return Position(state.history, state.seq) if state.intact else Position("", 0)
 
-    async def entries(self, after: int, block: float) -> list[StreamEntry]:
+    async def entries(self, after: int, block: float | None) -> list[StreamEntry]:
         return [item for item in self._call().stream if item.entry.seq > after]
 
     async def snapshot(self) -> Snapshot | None:

@@ -34,7 +34,7 @@ class FakeUpstream:
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
-        server = web.Server(self._answer, handler_cancellation=True, auto_decompress=False)  # type: ignore[arg-type]
+        server = web.Server(self._answer, handler_cancellation=True, auto_decompress=False)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.2)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()

@@ -52,9 +52,8 @@ class IdentityStore:
             return Ignored(event.key, advice, event.vendor_type)
         if store != self._access.identity_store_id:
             return Ignored(event.key, "about another identity store", event.vendor_type)
-        event = replace(
-            event, occurred_at=datetime.now(UTC)
-        )  # the reading is what is dated: the later one is the truth
+        # What is found is dated by the reading: of two readings the later one is the truth.
+        event = replace(event, occurred_at=datetime.now(UTC))
         user = await self._ask(lambda: self._opened().describe_user(IdentityStoreId=store, UserId=user_id))
         if user is None:
             return replace(event, kind=EventKind.ACCOUNT_PURGED, detail={**event.detail, "confirmed": "state"})

@@ -1,0 +1,58 @@
+"""The receiver's process: wires the receiver to the store, the denylist and the queue, and runs until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from offboard_worker.app import App, Opened
+from offboard_worker.errors import DenylistUnavailable
+from offboard_worker.jobs.containment import ContainmentRecorder
+from offboard_worker.jobs.intake import Accepted
+from offboard_worker.receiver.server import Receiver
+
+REDIS_TIMEOUT = 0.5
+"""Seconds: a sender waits 3 to 10 s in all, and what Redis didn't take is pushed by the scheduler."""
+
+
+async def run_receiver(app: App, ready: Callable[[dict[str, str]], None], stop: asyncio.Event | None = None) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`; then finish what was accepted."""
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with app.open(redis_timeout=REDIS_TIMEOUT) as opened:
+        recorder = ContainmentRecorder(opened.store, opened.projection)
+        await recorder.start()
+        try:
+            async with receiver_of(opened, recorder) as receiver:
+                ready({"receiver": receiver.url, "metrics": receiver.metrics_url})
+                await stop.wait()
+        finally:
+            await recorder.close()
+
+
+def receiver_of(opened: Opened, recorder: ContainmentRecorder) -> Receiver:
+    """Build the receiver over an application's connections."""
+
+    async def enqueue(accepted: Accepted) -> None:
+        await asyncio.to_thread(opened.queues.submit, accepted.cases, accepted.pending)
+
+    async def troubles() -> list[str]:
+        try:
+            await opened.projection.status()
+        except DenylistUnavailable as error:
+            return [error.message]
+        return []
+
+    return Receiver(
+        opened.app.config.receiver,
+        store=opened.store,
+        sources=opened.app.sources,
+        book=opened.app.book,
+        push=opened.projection.push,
+        enqueue=enqueue,
+        contained=recorder.nudge,
+        ready=troubles,
+    )
