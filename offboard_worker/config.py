@@ -373,7 +373,7 @@ class Config(Settings):
     @property
     def signing_keys(self) -> Path:
         """The folder of the keys that sign the proxy's own tokens."""
-        return self.proxy.signing_keys or self.data_dir / "proxy-keys"
+        return self.proxy.signing_keys or self.data_dir / "signing-keys"
 
     @property
     def audit_key(self) -> Path:

@@ -106,6 +106,7 @@ class Supervisor:
             if main:
                 found[child.name] = main
             found.update({f"{child.name}_{key}": value for key, value in said.items()})
+        found["pids"] = {child.name: child.process.pid for child in self._children if child.process}
         return found
 
     async def _start(self, child: Child) -> None:

@@ -56,7 +56,8 @@ def _up_ready(as_json: bool, found: dict[str, object]) -> None:
         print(json.dumps(found), flush=True)
         return
     for name, url in found.items():
-        print(f"{name:18} {url}", flush=True)
+        if isinstance(url, str):
+            print(f"{name:18} {url}", flush=True)
     print("ready; Ctrl-C ends everything", flush=True)
 
 

@@ -73,7 +73,7 @@ async def accept(tx: Transaction, arrivals: Sequence[Arrival], book: Rulebook) -
     """Make a batch of deliveries durable and act on what is new in them."""
     ids = inbox.defer_deliveries(tx, [arrival.received for arrival in arrivals])
     statements = [
-        (delivery_id, arrival.received, statement)
+        (delivery_id, arrival.received, inbox.storable(statement))
         for delivery_id, arrival in zip(ids, arrivals, strict=True)
         for statement in arrival.statements
     ]

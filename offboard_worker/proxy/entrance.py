@@ -11,11 +11,15 @@ import contextlib
 import json
 import logging
 import time
+import traceback
+from collections.abc import Callable
 
 from aiohttp import hdrs, web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler
 
 from offboard_worker.config import ProxySettings
+from offboard_worker.errors import ConfigError
 from offboard_worker.proxy.admission import Admission, Flight, Refused
 from offboard_worker.proxy.answers import SERVER, refusal, trouble
 from offboard_worker.proxy.forward import Exchange, Forwarder
@@ -61,6 +65,9 @@ class Entrance:
             if line.decision != "cut":
                 line.reason = "client-left"
             raise
+        except Exception:
+            line.decision, line.reason, line.status = "failed", "fault", 500
+            raise
         finally:
             self._busy -= 1
             if not self._busy:
@@ -70,6 +77,10 @@ class Entrance:
         if self._draining:
             response.force_close()
         return response
+
+    def malformed(self) -> None:
+        """Count a head that the parser refused: it never became a request."""
+        self._metrics.decisions.labels("refused", "malformed").inc()
 
     async def drained(self, timeout: float) -> None:
         """Wait until no request is in flight, at most `timeout` seconds; from now on connections are not kept."""
@@ -125,14 +136,21 @@ class Door(web.Server):
     """The low-level server that makes a `DoorProtocol` for each connection."""
 
     def __init__(self, entrance: Entrance, settings: ProxySettings) -> None:
+        if HttpRequestParser is HttpRequestParserPy:
+            raise ConfigError(
+                "aiohttp runs without its C parser, whose strictness the proxy relies on",
+                advice="Install an aiohttp wheel for this platform, and unset AIOHTTP_NO_EXTENSIONS.",
+            )
         super().__init__(entrance, handler_cancellation=True)
         self._settings = settings
+        self._entrance = entrance
 
     def __call__(self) -> RequestHandler:
         settings = self._settings
         return DoorProtocol(
             self,
             loop=asyncio.get_running_loop(),
+            on_malformed=self._entrance.malformed,
             head_timeout=settings.head_timeout.total_seconds(),
             keepalive_timeout=settings.keepalive.total_seconds(),
             max_line_size=settings.max_header,
@@ -146,10 +164,13 @@ class Door(web.Server):
 class DoorProtocol(RequestHandler):
     """One connection. Its head timer runs whenever no request is being answered."""
 
-    __slots__ = ("_head_timeout", "_head_timer")
+    __slots__ = ("_head_timeout", "_head_timer", "_on_malformed")
 
-    def __init__(self, manager: web.Server, *, head_timeout: float, **settings: object) -> None:
+    def __init__(
+        self, manager: web.Server, *, head_timeout: float, on_malformed: Callable[[], None], **settings: object
+    ) -> None:
         super().__init__(manager, **settings)  # type: ignore[arg-type]
+        self._on_malformed = on_malformed
         self._head_timeout = head_timeout
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -192,8 +213,10 @@ class DoorProtocol(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer a head that could not be parsed, or a fault of ours, without a word of what was received."""
-        if status == 500:
-            log.error("a request failed: %s", type(exc).__name__, exc_info=exc)
+        if status < 500:
+            self._on_malformed()
+        elif exc is not None:  # where it happened, without the exception's own words: they could hold a secret
+            log.error("a request failed: %s\n%s", type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun")
         text = "the request is not valid HTTP" if status < 500 else "the proxy failed"

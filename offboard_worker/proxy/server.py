@@ -36,7 +36,7 @@ from offboard_worker.proxy.websocket import Tunnels
 
 log = logging.getLogger(__name__)
 
-READY_WITHIN = 5.0
+CLOSE_AGAIN = 1.0
 
 
 class ProxyServer:
@@ -99,7 +99,7 @@ class ProxyServer:
             lambda: len(self.admission.flights), lambda: self.replica.lease_left, lambda: self.replica.applied
         )
         await self.replica.start()
-        ending.push_async_callback(self.replica.close)
+        ending.push_async_callback(self._leave_denylist)
         self.admission.start()
         ending.push_async_callback(self.admission.close)
         self._entrance = Entrance(
@@ -124,6 +124,14 @@ class ProxyServer:
         ending.push_async_callback(self._drain, runner, entrance)
         return await _bind(runner, self._settings.listen, reuse_port=self._reuse_port)
 
+    async def _leave_denylist(self) -> None:
+        """End the replica. Up to Python 3.11 `asyncio.wait_for`, which redis-py uses, can swallow a cancellation."""
+        try:
+            async with asyncio.timeout(CLOSE_AGAIN):
+                await self.replica.close()
+        except TimeoutError:
+            await self.replica.close()
+
     async def _drain(self, runner: web.ServerRunner, entrance: Entrance) -> None:
         """Stop accepting, wait for requests in flight, cut the rest."""
         for site in list(runner.sites):
@@ -146,20 +154,22 @@ async def run_proxy(
     stop: asyncio.Event | None = None,
     name: str | None = None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or `stop`. `on_ready` gets the bound addresses: `{"proxy": …, "metrics": …}`.
+    """Serve until SIGTERM, SIGINT or, where it is given, `stop` (then signals are the caller's).
 
-    It serves (and refuses with 503) before Redis is there: /readyz tells when the first lease is held.
+    `on_ready` gets the bound addresses: `{"proxy": URL, "metrics": URL}`. It serves (and refuses with 503) before Redis
+    is there: /readyz tells when the first lease is held.
     """
-    stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    signals = (signal.SIGTERM, signal.SIGINT) if stop is None else ()
+    stop = stop or asyncio.Event()
+    for number in signals:
         loop.add_signal_handler(number, stop.set)
     try:
         async with ProxyServer(settings, redis_url, prefix=prefix, data_dir=data_dir, name=name) as proxy:
             on_ready({"proxy": proxy.url, "metrics": proxy.metrics_url})
             await stop.wait()
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             loop.remove_signal_handler(number)
 
 

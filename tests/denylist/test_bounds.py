@@ -17,13 +17,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -34,7 +34,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from offboard_worker.denylist.confirmation import Confirming
+from offboard_worker.denylist.confirmation import Confirming, Watch
 from offboard_worker.denylist.connection import open_client
 from offboard_worker.denylist.embedded import EmbeddedValkey
 from offboard_worker.denylist.facts import Entry, Fact, TokenIdentity
@@ -363,13 +363,16 @@ def fold(entries: list[Entry]) -> dict[str, Fact]:
     return {fact.key: fact for entry in entries for fact in entry.facts}
 
 
-def hold(world: type[World], examples: int, steps: int) -> None:
+def hold(world: type[World], examples: int, steps: int, phases: Collection[Phase] = tuple(Phase)) -> None:
     run_state_machine_as_test(
         world,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
+            database=None,
+            phases=phases,
+            print_blob=False,
             suppress_health_check=list(HealthCheck),
         ),
     )
@@ -473,3 +476,27 @@ def test_the_bounds_hold_on_a_real_valkey(tmp_path: Path, caplog: pytest.LogCapt
         hold(RealWorld, examples=12, steps=30)
     finally:
         asyncio.run(valkey.kill())
+
+
+def renew_blindly(state: ReplicaState) -> None:
+    """A bug: every heartbeat renews, whatever Redis said that it holds."""
+    for _, sent in state._owed:
+        state._lease_until = max(state._lease_until, sent + LEASE)
+    state._owed.clear()
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "bug"),
+    [
+        (ReplicaState, "_settle", renew_blindly),
+        (Watch, "complete", lambda watch, reading, now: True),
+        (Watch, "silent", lambda watch, name, now: LEASE * 2),
+    ],
+)
+def test_the_machine_finds_bugs(
+    target: type, name: str, bug: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "offboard_worker.denylist")
+    monkeypatch.setattr(target, name, bug)
+    with pytest.raises(AssertionError):
+        hold(World, examples=1000, steps=40, phases=(Phase.generate,))

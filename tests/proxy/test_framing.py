@@ -196,7 +196,8 @@ async def test_no_smuggling_gadget_gets_a_hidden_request_through(target: Range) 
 
     await asyncio.gather(*(fire(gadget) for gadget in gadgets))
     requests = target.upstream.requests()
-    assert len(requests) <= len(gadgets)
+    assert 0 < len(requests) <= len(gadgets), "none was harmless enough to pass: the vectors test nothing"
+    print(f"{len(requests)} of {len(gadgets)} passed as plain requests")
     assert not [head for head in requests if head.startswith(b"GET")]
     for head in requests:
         names = [line.partition(b":")[0].lower().replace(b"_", b"-") for line in head.split(b"\r\n")[1:]]

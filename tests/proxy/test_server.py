@@ -322,3 +322,34 @@ async def test_sigterm_lets_a_request_in_flight_finish(tmp_path: Path, world: Wo
     answer = await call
     assert (answer.status, await answer.text()) == (200, "late")
     await asyncio.wait_for(ending, 2)
+
+
+async def test_a_fault_of_ours_tells_neither_client_nor_log_what_it_was_about(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError(f"a secret: {KEY}")
+
+    proxy = world.proxies[0]
+    monkeypatch.setattr(proxy._upstreams, "_by_name", {"api": type("Broken", (), {"url": fail})()})
+    async with world.client.get(f"{proxy.url}/api/v1/x", headers=world.auth()) as answer:
+        assert answer.status == 500
+        assert (await answer.json())["error"] == "fault"
+    assert "LookupError" in caplog.text
+    assert KEY not in caplog.text
+    labels = {"decision": "failed", "reason": "fault"}
+    assert proxy.metrics.registry.get_sample_value("offboard_proxy_decisions_total", labels) == 1
+
+
+async def test_a_broken_head_is_counted_and_not_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    proxy = world.proxies[0]
+    host, _, port = proxy.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer canary-token\r\nBad header\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.0 400 ")
+    assert b"canary" not in answer
+    assert "canary" not in caplog.text
+    labels = {"decision": "refused", "reason": "malformed"}
+    assert proxy.metrics.registry.get_sample_value("offboard_proxy_decisions_total", labels) == 1

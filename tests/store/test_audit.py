@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from offboard_worker.core.chain import fingerprint, verify_chain, verify_checkpoints
 from offboard_worker.errors import AuditBroken
@@ -25,7 +25,7 @@ async def write(store: Store, count: int = 5) -> None:
 async def forge(store: Store, *statements: str) -> None:
     async with store.engine.begin() as conn:
         for statement in statements:
-            await conn.execute(text(statement))
+            await conn.exec_driver_sql(statement)
 
 
 async def test_an_untouched_audit_verifies(store: Store) -> None:
