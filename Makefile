@@ -34,7 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 	    echo "  next      this Python lacks the venv module: install it (on Debian and Ubuntu: python3-venv)" >&2; exit 2; }; fi
 	@awk '/^uv==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > $(VENV)/uv.txt
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(VENV)/uv.txt \
-	  && $(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; then :; else \
+	  && $(UV) pip sync --quiet --system-certs --python $(BIN)/python --require-hashes requirements.lock; then :; else \
 	  echo "uv could not install the locked packages here: pip does it, which takes longer"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock; fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

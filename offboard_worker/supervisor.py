@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from offboard_worker.config import Config, split_listen
+from offboard_worker.denylist.connection import open_client
 from offboard_worker.denylist.embedded import EmbeddedValkey
-from offboard_worker.errors import ConfigError, OffboardError
+from offboard_worker.errors import ConfigError, DenylistUnavailable, OffboardError
 
 log = logging.getLogger(__name__)
 READY_WITHIN = 60.0
@@ -36,6 +39,7 @@ async def embedded_valkey(config: Config) -> AsyncIterator[EmbeddedValkey | None
         return
     url = config.embedded_redis
     url.parent.mkdir(parents=True, exist_ok=True)
+    url.unlink(missing_ok=True)  # one that a crash left behind leads to a port that is somebody else's now
     server = EmbeddedValkey(url.parent, password=secrets.token_urlsafe(24))
     await server.start()
     try:

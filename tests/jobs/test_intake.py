@@ -571,7 +571,7 @@ async def test_an_odd_name_costs_nobody_a_leaver(company: Company, name: str) ->
     said = replace(event(E.ACCOUNT_DISABLED, odd, key=f"k1{name}"), vendor_type=name)
     done = await company.hears(event(E.ACCOUNT_DISABLED, "ada"), said)
     assert len(done.contained) == 2
-    again = await company.hears(said, replace(said, key="k2", kind=E.ACCOUNT_PURGED))
+    again = await company.hears(said, replace(said, key="another", kind=E.ACCOUNT_PURGED))
     assert (again.duplicates, again.contained) == (1, [])  # found again as the same event and the same person
     await company.log_is_sound()
     assert await audit.verify(company.store, {}) != (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
@@ -83,7 +84,7 @@ async def test_a_chunked_delivery_is_taken(world: World) -> None:
 async def test_a_body_with_false_chunks_is_400(world: World) -> None:
     reader, writer = await connect(world)
     writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
-    assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 400 ")
+    assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
     writer.close()
 
 
@@ -117,10 +118,8 @@ async def test_a_slow_head_is_cut_off(build: Build, sent: bytes) -> None:
     world = await build(head_timeout=0.2)
     reader, writer = await connect(world)
     writer.write(sent)
-    try:
+    with contextlib.suppress(ConnectionResetError):  # cut off all the same
         assert await asyncio.wait_for(reader.read(), 5) == b""
-    except ConnectionResetError:
-        pass  # cut off all the same
     writer.close()
 
 
@@ -128,7 +127,7 @@ async def test_what_is_not_http_is_refused_without_repeating_it(world: World) ->
     reader, writer = await connect(world)
     writer.write(b"POST /webhooks/okta-main HTTP/1.1\r\nHost: x\r\nAuthoriza tion: canary-header\r\n\r\n")
     answer = await asyncio.wait_for(reader.read(), 5)
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b" 400 " in answer.partition(b"\r\n")[0]
     assert b"canary" not in answer
     writer.close()
 
