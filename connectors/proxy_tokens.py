@@ -24,7 +24,7 @@ from offboard_worker.denylist.connection import open_client
 from offboard_worker.denylist.facts import Fact, RedisNames, TokenIdentity, first_killer, person_key, token_key
 from offboard_worker.denylist.issued import IssuedToken, IssuedTokens
 from offboard_worker.denylist.projection import Projection
-from offboard_worker.errors import DenylistUnavailable, NeedsHuman, Retryable
+from offboard_worker.errors import DenylistUnavailable, NeedsHuman, Retryable, StoreUnavailable
 from offboard_worker.store.database import Store
 from offboard_worker.store.denials import StoredLog, deny_token
 
@@ -96,17 +96,17 @@ class ProxyTokens(Connector[ProxyTokensConfig]):
         if await self.state(credential) is not CredentialState.ACTIVE:
             return Outcome.ALREADY  # dead with its owner's generation, as every leaver's token is
         iss, expires = credential.snapshot["iss"], int(credential.snapshot["exp"])
-        async with self._store.write() as tx:
-            tx.append_denial(
-                "deny",
-                [deny_token(iss, credential.id, expires)],
-                who=f"connector:{self.instance}",
-                reason="a leaver's token",
-                person_id=credential.owner,
-            )
         try:
+            async with self._store.write() as tx:
+                tx.append_denial(
+                    "deny",
+                    [deny_token(iss, credential.id, expires)],
+                    who=f"connector:{self.instance}",
+                    reason="a leaver's token",
+                    person_id=credential.owner,
+                )
             await self._projection.push()
-        except DenylistUnavailable as error:
+        except (DenylistUnavailable, StoreUnavailable) as error:
             raise Retryable(error.message, advice=error.advice, connector=self.instance) from error
         return Outcome.DONE
 
@@ -115,8 +115,8 @@ class ProxyTokens(Connector[ProxyTokensConfig]):
 
     async def state(self, credential: Credential) -> CredentialState:
         """Ask the facts that every replica holds whether they refuse the token."""
-        if int(credential.snapshot["exp"]) <= self._store.clock():
-            return CredentialState.GONE
+        if "exp" not in credential.snapshot or int(credential.snapshot["exp"]) <= self._store.clock():
+            return CredentialState.GONE  # expired, or never issued: no proxy admits it
         identity = _identity(credential)
         facts = await self._facts(*identity.all_keys())
         refused = first_killer(facts, identity, self._store.clock())
@@ -142,7 +142,7 @@ class ProxyTokens(Connector[ProxyTokensConfig]):
         except (RedisError, OSError) as error:
             raise Retryable(f"Redis doesn't answer: {type(error).__name__}", connector=self.instance) from error
         return {
-            key: Fact.from_wire(key, value.decode())
+            key: Fact.from_wire(key, value if isinstance(value, str) else value.decode())
             for key, value in zip(keys, values, strict=True)
             if value is not None
         }

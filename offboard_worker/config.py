@@ -58,6 +58,19 @@ def _written(value: timedelta) -> str:
 Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(_written, return_type=str)]
 
 
+def _stale_policy(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    if value == "refuse":
+        return timedelta(0)
+    if isinstance(value, str) and (match := re.fullmatch(r"allow_for\((.+)\)", value.strip())):
+        return _duration(match[1])
+    raise ValueError("expected refuse, or allow_for(DURATION) such as allow_for(30s)")
+
+
+StalePolicy = Annotated[timedelta, BeforeValidator(_stale_policy)]
+
+
 def _listen(value: object) -> str:
     if (
         isinstance(value, str)
@@ -153,6 +166,11 @@ class RuleSettings(Settings):
     unsafe_paths: bool = Field(
         default=False,
         description="Also allow %2f, %5c, dot segments, //, ; and \\ : the upstream must not decode them.",
+    )
+    stale_policy: StalePolicy = Field(
+        default=timedelta(0),
+        description="`refuse`, or `allow_for(30s)`: how long this route may be served after the lease ran out. An "
+        "exception for what must not stop; whoever was revoked in that time passes too, and each such request is logged.",
     )
 
 

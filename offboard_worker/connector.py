@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from offboard_worker.core.credential import Ability, Credential, CredentialKind, CredentialState, Outcome
 from offboard_worker.core.person import Person
+from offboard_worker.errors import AccessRefused, Retryable
 from offboard_worker.secret import Secret as Secret  # what a connector's Config uses for its secrets
 
 P = ParamSpec("P")
@@ -100,11 +101,20 @@ class Connector(ABC, Generic[C]):
 
     @abstractmethod
     def inventory(self) -> AsyncIterator[Credential]:
-        """Yield every credential in the system with its owner as the vendor knows it: all pages."""
+        """Yield every credential in the system with its owner as the vendor knows it: all pages.
+
+        Raises where anything couldn't be read: an inventory with a gap must never look complete.
+        """
 
     @abstractmethod
     def find(self, person: Person) -> AsyncIterator[Credential]:
-        """Yield every credential of one person, with its current state, by the fastest exact route."""
+        """Yield every credential of one person, with its current state, by the fastest exact route.
+
+        Yields all that could be read, then raises one error for what couldn't (see `foremost`): a leaver whose roles
+        can't be listed must not keep an enabled account for that. What takes the most power away (permissions,
+        account) comes first. `side_by_side` does this for lists that are read at once. The caller acts on what was
+        yielded, and takes the list for whole only where nothing was raised.
+        """
 
     @abstractmethod
     async def disable(self, credential: Credential) -> Outcome:
@@ -121,6 +131,59 @@ class Connector(ABC, Generic[C]):
     @abstractmethod
     async def restore(self, credential: Credential) -> Outcome:
         """Undo `disable`. Raises NeedsHuman where it can't be undone."""
+
+
+async def drained(read: AsyncIterator[T]) -> tuple[list[T], Exception | None]:
+    """Return everything that a read yields, and the error that it ended with."""
+    items: list[T] = []
+    try:
+        async for item in read:
+            items.append(item)
+    except Exception as error:  # raised again by whoever asked, once the other reads have been heard
+        return items, error
+    return items, None
+
+
+async def side_by_side(*reads: AsyncIterator[T], unread: Exception | None = None) -> AsyncIterator[T]:
+    """Run reads at once and yield all that they yield, in their order; then raise the foremost of their errors.
+
+    What a read yielded before its error counts. `unread` is the error of an earlier read, raised like the others'.
+    Nothing is left running behind, however this ends.
+    """
+    errors = [unread]
+    tasks = [asyncio.create_task(drained(read)) for read in reads]
+    try:
+        for task in tasks:
+            items, error = await task
+            errors.append(error)
+            for item in items:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    first = foremost(*errors)
+    if first is not None:
+        raise first
+
+
+def foremost(*errors: Exception | None) -> Exception | None:
+    """Choose the one error to raise for several reads; None where none failed.
+
+    A Retryable comes before all others, the one that asks for the longest wait first: it brings the job back by
+    itself, and a permission that is missing is still missing then, while a pause would wait for a person though the
+    busy list needs none. Then AccessRefused, then the rest, each in the order of the reads.
+    """
+    return min((error for error in errors if error is not None), key=_rank, default=None)
+
+
+def _rank(error: Exception) -> tuple[int, float]:
+    match error:
+        case Retryable():
+            return 0, -(error.retry_after or 0.0)
+        case AccessRefused():
+            return 1, 0.0
+    return 2, 0.0
 
 
 # One pool per event loop: a forked job gets its own, and never one whose threads stayed behind in the parent. The loop's

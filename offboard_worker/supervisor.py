@@ -1,7 +1,8 @@
 """Runs the processes of one machine together: what `offboard up` is. Each child is an ordinary `offboard` command.
 
-A child that dies is started again; the embedded Valkey keeps its port and data. SIGTERM ends the receiver first, so
-that nothing is accepted that nobody works on, and Valkey last.
+A child that dies is started again on the address that it had; the embedded Valkey keeps its port and data. SIGTERM
+ends the receiver first, so that nothing is accepted that nobody works on, and Valkey last. Whatever a dead child leaves
+running is ended, and if this process is killed the kernel ends the children.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,17 @@ from redis.exceptions import RedisError
 
 from offboard_worker.config import Config, split_listen
 from offboard_worker.denylist.connection import open_client
-from offboard_worker.denylist.embedded import EmbeddedValkey
+from offboard_worker.denylist.embedded import EmbeddedValkey, die_with_parent
 from offboard_worker.errors import ConfigError, DenylistUnavailable, OffboardError
 
 log = logging.getLogger(__name__)
 READY_WITHIN = 60.0
-STOP_WITHIN = 9.0
+STOP_WITHIN = 8.0
+"""Seconds that SIGTERM gives the children in all; Valkey's own end comes after them."""
+STEADY = 10.0
+"""Seconds after which a child that dies counts as one that had been running well."""
+FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
+"""Seconds until a dead child is started again: doubled while it keeps dying."""
 
 
 @contextlib.asynccontextmanager
@@ -39,7 +45,6 @@ async def embedded_valkey(config: Config) -> AsyncIterator[EmbeddedValkey | None
         return
     url = config.embedded_redis
     url.parent.mkdir(parents=True, exist_ok=True)
-    url.unlink(missing_ok=True)  # one that a crash left behind leads to a port that is somebody else's now
     server = EmbeddedValkey(url.parent, password=secrets.token_urlsafe(24))
     await server.start()
     try:
@@ -52,6 +57,31 @@ async def embedded_valkey(config: Config) -> AsyncIterator[EmbeddedValkey | None
         await server.stop()
 
 
+async def wait_for_redis(config: Config, within: float = READY_WITHIN) -> None:
+    """Return once Redis answers: what a Procfile's processes wait for, as they all start at once.
+
+    Raises ConfigError or DenylistUnavailable after `within` seconds.
+    """
+    until = asyncio.get_running_loop().time() + within
+    while True:
+        try:
+            return await _ping(config)
+        except OffboardError:
+            if asyncio.get_running_loop().time() > until:
+                raise
+        await asyncio.sleep(0.1)
+
+
+async def _ping(config: Config) -> None:
+    client = open_client(config.redis_url, 1.0)  # read anew each time: a crash leaves the URL of a server that is gone
+    try:
+        await client.ping()
+    except (RedisError, OSError) as error:
+        raise DenylistUnavailable(f"Redis doesn't answer: {type(error).__name__}") from error
+    finally:
+        await client.aclose()
+
+
 @dataclass(slots=True)
 class Child:
     """One process: how it is started, and what it said when it was ready."""
@@ -60,7 +90,14 @@ class Child:
     arguments: tuple[str, ...]
     process: asyncio.subprocess.Process | None = None
     said: dict[str, Any] = field(default_factory=dict)
-    watch: asyncio.Task[None] | None = None
+
+    def command(self) -> tuple[str, ...]:
+        """Its arguments; a child that had bound an address gets the same one again."""
+        again: list[str] = []
+        for key, option in (("receiver", "listen"), ("proxy", "listen"), ("url", "listen"), ("metrics", "metrics")):
+            if url := self.said.get(key):
+                again += [f"--{option}", str(url).partition("://")[2].rstrip("/")]
+        return (self.arguments[0], *again) if again else self.arguments
 
 
 class Supervisor:
@@ -84,16 +121,37 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        async with embedded_valkey(self._config):
-            await self._prepare()
+        async with embedded_valkey(self._config) as valkey:
+            watches: list[asyncio.Task[None]] = []
             try:
-                await asyncio.gather(*(self._start(child) for child in self._children))
-                ready(self._addresses())
-                for child in self._children:
-                    child.watch = asyncio.create_task(self._keep(child), name=f"watch {child.name}")
+                if not await self._unless_stopped(self._start_all()):
+                    return
+                ready(self._addresses(valkey))
+                watches = [asyncio.create_task(self._keep(child), name=child.name) for child in self._children]
+                if valkey is not None:
+                    watches.append(asyncio.create_task(self._keep_valkey(valkey), name="valkey"))
                 await self._stop.wait()
             finally:
+                for watch in watches:
+                    watch.cancel()
+                await asyncio.gather(*watches, return_exceptions=True)
                 await self._end()
+
+    async def _start_all(self) -> None:
+        await self._prepare()
+        await asyncio.gather(*(self._start(child) for child in self._children))
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do it, and say whether it was done before somebody asked us to end."""
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return False
+        await task
+        return True
 
     async def _prepare(self) -> None:
         """Bring the store up to date once, before several processes would."""
@@ -102,7 +160,7 @@ class Supervisor:
         store = await Store.open(self._config.store_url)
         await store.close()
 
-    def _addresses(self) -> dict[str, object]:
+    def _addresses(self, valkey: EmbeddedValkey | None) -> dict[str, object]:
         found: dict[str, object] = {}
         for child in self._children:
             said = {key: value for key, value in child.said.items() if key != "component"}
@@ -110,7 +168,8 @@ class Supervisor:
             if main:
                 found[child.name] = main
             found.update({f"{child.name}_{key}": value for key, value in said.items()})
-        found["pids"] = {child.name: child.process.pid for child in self._children if child.process}
+        pids = {child.name: child.process.pid for child in self._children if child.process}
+        found["pids"] = pids | ({"valkey": valkey.pid} if valkey is not None else {})
         return found
 
     async def _start(self, child: Child) -> None:
@@ -118,12 +177,13 @@ class Supervisor:
             sys.executable,
             "-m",
             "offboard_worker",
-            *child.arguments,
+            *child.command(),
             "--config",
             str(self._path),
             "--json",
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches us alone: we end the children in order
+            preexec_fn=die_with_parent,
         )
         assert child.process.stdout is not None  # noqa: S101 - it was asked for
         try:
@@ -137,23 +197,39 @@ class Supervisor:
         child.said = json.loads(line)
 
     async def _keep(self, child: Child) -> None:
-        """Start a child again whenever it dies, less and less eagerly."""
-        wait = 0.2
-        while not self._stop.is_set():
+        """Start a child again whenever it dies, less and less eagerly while it keeps dying."""
+        clock, wait = asyncio.get_running_loop().time, FIRST_WAIT
+        while True:
             assert child.process is not None  # noqa: S101 - it was started
+            begun = clock()
             code = await child.process.wait()
-            if self._stop.is_set():
-                return
+            _end_leftovers(child.process.pid)
+            wait = FIRST_WAIT if clock() - begun > STEADY else wait
             log.warning("%s ended with %s: it is started again in %.1f s", child.name, code, wait)
             await asyncio.sleep(wait)
-            wait = min(wait * 2, 10.0)
-            with contextlib.suppress(OffboardError):
+            wait = min(wait * 2, LONGEST_WAIT)
+            try:
                 await self._start(child)
+            except OffboardError as error:
+                log.warning("%s", error)
+
+    async def _keep_valkey(self, valkey: EmbeddedValkey) -> None:
+        """Start the embedded Valkey again whenever it dies: same port, same data."""
+        wait = FIRST_WAIT
+        while True:
+            await asyncio.sleep(wait if not valkey.running else FIRST_WAIT)
+            if valkey.running:
+                wait = FIRST_WAIT
+                continue
+            log.warning("the embedded Valkey ended: it is started again")
+            wait = min(wait * 2, LONGEST_WAIT)
+            try:
+                await valkey.stop()
+                await valkey.start()
+            except OffboardError as error:
+                log.warning("%s", error, extra={"advice": error.advice})
 
     async def _end(self) -> None:
-        for child in self._children:
-            if child.watch is not None:
-                child.watch.cancel()
         first = [child for child in self._children if child.name == "receiver"]
         rest = [child for child in self._children if child.name != "receiver"]
         deadline = asyncio.get_running_loop().time() + STOP_WITHIN
@@ -161,17 +237,29 @@ class Supervisor:
             await asyncio.gather(*(_terminate(child, deadline) for child in group))
 
 
+def _end_leftovers(pid: int) -> None:
+    """Kill what a dead child left running in its session, or it would go on without anybody who could end it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 async def _terminate(child: Child, deadline: float) -> None:
     process = child.process
-    if process is None or process.returncode is not None:
+    if process is None:
         return
+    if process.returncode is None:
+        await _ended(child.name, process, deadline)
+    _end_leftovers(process.pid)
+
+
+async def _ended(name: str, process: asyncio.subprocess.Process, deadline: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
         async with asyncio.timeout_at(deadline):
             await process.wait()
     except TimeoutError:
-        log.warning("%s did not end in time: killed", child.name)
+        log.warning("%s did not end in time: killed", name)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()

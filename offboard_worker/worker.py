@@ -23,12 +23,13 @@ from rq.serializers import JSONSerializer
 from offboard_worker import config as configuration
 from offboard_worker.app import App, Opened
 from offboard_worker.denylist.connection import open_blocking_client
-from offboard_worker.errors import ConnectorError
+from offboard_worker.denylist.embedded import die_with_parent
+from offboard_worker.errors import ConnectorError, OffboardError
 from offboard_worker.jobs import events
 from offboard_worker.jobs import revoke as revocation
 from offboard_worker.jobs.context import JobContext
 from offboard_worker.jobs.duties import checkpoint_audit, close_verified, prune_expired, queue_due_deletes
-from offboard_worker.jobs.queue import QUEUES, next_try, wait_longer
+from offboard_worker.jobs.queue import HEARTBEAT, QUEUES, next_try, wait_longer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -58,7 +59,11 @@ def _run(job: Callable[[Opened, JobContext], Awaitable[T]]) -> T:
         async with _configured().open() as opened:
             return await job(opened, opened.job_context())
 
-    return asyncio.run(whole())
+    try:
+        return asyncio.run(whole())
+    except OffboardError as error:
+        # RQ keeps the whole traceback in Redis: a foreign exception that stands behind ours may hold anything.
+        raise error from None
 
 
 def dispatch(case_ids: list[str]) -> int:
@@ -68,8 +73,7 @@ def dispatch(case_ids: list[str]) -> int:
         from offboard_worker.store import cases
 
         async with ctx.store.read() as conn:
-            wanted = set(case_ids)
-            ready = [part for part in await cases.unfinished_targets(conn, ctx.store.clock()) if part.case_id in wanted]
+            ready = await cases.unfinished_targets(conn, ctx.store.clock(), case_ids)
         pairs = [(part.case_id, part.connector) for part in ready]
         return await asyncio.to_thread(opened.queues.enqueue_targets, pairs)
 
@@ -150,13 +154,21 @@ class JobWorker(Worker):
             name=name,
             connection=connection,
             serializer=JSONSerializer,
-            job_monitoring_interval=5,
+            job_monitoring_interval=HEARTBEAT,
             worker_ttl=60,
+            maintenance_interval=30,  # RQ's scheduler is taken over then, if the worker that ran it was killed
         )
+
+    def setup_work_horse_signals(self) -> None:
+        """Let a job end with its worker: whoever kills the worker must not leave a job that nobody watches."""
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
+        die_with_parent(signal.SIGKILL)
 
 
 def _work(app: App, number: int) -> None:
     """One worker process, until SIGTERM: it then finishes its job."""
+    die_with_parent()
+    os.register_at_fork(after_in_child=die_with_parent)  # RQ's scheduler too
     use(app)
     worker = JobWorker(app, f"{os.uname().nodename}-{os.getpid()}-{number}")
     worker.work(with_scheduler=number == 0, logging_level="WARNING")

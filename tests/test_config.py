@@ -84,7 +84,9 @@ def test_references_are_replaced_wherever_a_text_stands(tmp_path: Path) -> None:
     assert config.sources["a"]["topics"] == ["1", "arn:2:2"]
 
 
-@pytest.mark.parametrize(("written", "value"), [("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), ("x", "x"), (" x ", " x ")])
+@pytest.mark.parametrize(
+    ("written", "value"), [("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), ("x", "x"), (" x ", " x ")]
+)
 def test_a_file_loses_its_last_newline_and_nothing_else(tmp_path: Path, written: str, value: str) -> None:
     (tmp_path / "secret").write_bytes(written.encode())
     assert loads("redis: file:secret\n", folder=tmp_path).redis.url == Secret(value)
@@ -202,7 +204,7 @@ def test_an_error_in_a_plugins_settings_names_its_line_and_key() -> None:
         "  found     -1\n"
         "  expected  Input should be greater than or equal to 0"
     )
-    with pytest.raises(ConfigError, match="config.yaml:2: sources.okta-main.secret is not set"):
+    with pytest.raises(ConfigError, match=r"config\.yaml:2: sources\.okta-main\.secret is not set"):
         plugin("sources:\n  okta-main:\n    type: okta\n")
 
 
@@ -336,11 +338,23 @@ def test_relative_paths_count_from_the_configurations_folder(tmp_path: Path) -> 
     [
         ("proxy: {lease: 1s, heartbeat: 1s}", "heartbeat: expected more than 0 and less than lease"),
         ("proxy: {heartbeat: 0s}", "heartbeat: expected more than 0"),
-        ("proxy: {roles: {dev: {rules: [{upstream: llm, paths: [/]}]}}}", "roles.dev names upstream 'llm'; configured: none"),
-        ("proxy: {upstreams: {llm: {url: 'http://llm.example.com', secret: s}}}", "a secret is injected, so expected https"),
+        (
+            "proxy: {roles: {dev: {rules: [{upstream: llm, paths: [/]}]}}}",
+            "roles.dev names upstream 'llm'; configured: none",
+        ),
+        (
+            "proxy: {upstreams: {llm: {url: 'http://llm.example.com', secret: s}}}",
+            "a secret is injected, so expected https",
+        ),
         ("proxy: {upstreams: {llm: {url: 'https://llm.example.com/?q=1'}}}", "without a query"),
-        ("proxy: {issuers: {c: {issuer: x, jwks_url: y, audience: [a], algorithms: [HS256]}}}", "expected some of RS256"),
-        ("proxy: {issuers: {c: {issuer: x, jwks_url: y, audience: [a], algorithms: [none]}}}", "expected some of RS256"),
+        (
+            "proxy: {issuers: {c: {issuer: x, jwks_url: y, audience: [a], algorithms: [HS256]}}}",
+            "expected some of RS256",
+        ),
+        (
+            "proxy: {issuers: {c: {issuer: x, jwks_url: y, audience: [a], algorithms: [none]}}}",
+            "expected some of RS256",
+        ),
         ("proxy: {issuers: {c: {issuer: x, jwks_url: y, audience: []}}}", "audience: expected at least one"),
         ("policy: {revoke_on: [account-enabled]}", "policy.revoke_on.0 can't be used"),
         ("guards: {max_leavers: 0}", "greater than or equal to 1"),
@@ -357,8 +371,17 @@ def test_a_secret_may_go_over_plain_http_to_loopback(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "here"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True)]
-    + [("10.0.0.1", False), ("localhost.example.com", False), ("127.0.0.1.example.com", False), ("0.0.0.0", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("10.0.0.1", False),
+        ("localhost.example.com", False),
+        ("127.0.0.1.example.com", False),
+        ("0.0.0.0", False),
+    ],
 )
 def test_what_counts_as_loopback(host: str, here: bool) -> None:
     assert is_loopback(host) is here

@@ -93,18 +93,18 @@ def test_a_log_record_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None
 
 def test_a_refused_value_is_not_shown() -> None:
     with pytest.raises(ValidationError, match=r"expected a non-empty text: the secret, \${ENVIRONMENT_VARIABLE}"):
-        Held(secret="")  # type: ignore[arg-type]
+        Held(secret="")
 
 
 @pytest.mark.parametrize("value", [None, 3, ["x"], {}, b"x"])
 def test_only_a_text_is_a_secret(value: object) -> None:
     with pytest.raises(ValidationError):
-        Held(secret=value)  # type: ignore[arg-type]
+        Held(secret=value)
 
 
 def test_only_reveal_gives_it() -> None:
     assert Secret(VALUE).reveal() == VALUE
-    assert Held(secret=VALUE).secret.reveal() == VALUE  # type: ignore[arg-type]
+    assert Held(secret=VALUE).secret.reveal() == VALUE
 
 
 def test_secrets_are_compared_by_value() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
@@ -34,10 +34,10 @@ from connectors.aws_iam.reading import (
     is_attached_policy,
     is_virtual_device,
 )
-from offboard_worker.connector import Connector, Standing, blocking
+from offboard_worker.connector import Connector, Standing, blocking, drained, side_by_side
 from offboard_worker.core.credential import Credential, CredentialKind, CredentialState, Outcome
 from offboard_worker.core.person import Person
-from offboard_worker.errors import Fatal, NeedsHuman, Retryable
+from offboard_worker.errors import ConnectorError, Fatal, NeedsHuman, Retryable
 
 TRUST_A_NAME_FOR = 60.0  # seconds for which a name read as belonging to a user is believed
 
@@ -99,15 +99,20 @@ class AwsIam(Connector[AwsIamConfig]):
         return tuple(dict.fromkeys(each for user in users for each in (user.name, user.id)))
 
     async def find(self, person: Person) -> AsyncIterator[Credential]:
-        users, _ = await asyncio.gather(self._owners.recorded(person), self._calls.ourselves())
+        (users, unread), _ = await asyncio.gather(drained(self._owners.recorded(person)), self._learn_who_we_are())
         for user in users:
             self._trusted[user.name, user.id] = time.monotonic()
-        for holdings in await all_of(self._reading.find(user) for user in users):
-            for credential in holdings:
-                yield credential
-        if self.config.revoke_role_sessions:
+        if self.config.revoke_role_sessions and unread is None:  # a user who couldn't be read may well be there
             for session in self._sessions_left_behind(person, {user.name for user in users}):
                 yield session
+        reads = (read for user in users for read in self._reading.reads(user))
+        async for credential in side_by_side(*reads, unread=unread):
+            yield credential
+
+    async def _learn_who_we_are(self) -> None:
+        """Ask beside the lists what every action wants to know. A failure is that action's: it asks again."""
+        with suppress(ConnectorError):
+            await self._calls.ourselves()
 
     def _sessions_left_behind(self, person: Person, living: set[str]) -> list[Credential]:
         """Return the sessions of users who are deleted already: those of roles outlive the user by up to 12 h."""
@@ -122,15 +127,11 @@ class AwsIam(Connector[AwsIamConfig]):
         async for detail in details:
             batch.append(self._reading.described(detail))
             if len(batch) >= self.config.concurrency:
-                for credential in await self._of_all(batch):
+                async for credential in side_by_side(*map(self._reading.holdings, batch)):
                     yield credential
                 batch = []
-        for credential in await self._of_all(batch):
+        async for credential in side_by_side(*map(self._reading.holdings, batch)):
             yield credential
-
-    async def _of_all(self, users: list[IamUser]) -> list[Credential]:
-        holdings = await all_of(self._reading.holdings(user) for user in users)
-        return [credential for of_one in holdings for credential in of_one]
 
     async def state(self, credential: Credential) -> CredentialState:
         return await self._reading.state(credential)

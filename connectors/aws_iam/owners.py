@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Iterable
 
 from connectors.aws_iam.calls import Calls
 from connectors.aws_iam.config import AwsIamConfig, Match
-from connectors.aws_iam.reading import IamUser, Reading, all_of
+from connectors.aws_iam.reading import IamUser, Reading
+from offboard_worker.connector import drained, side_by_side
 from offboard_worker.core.person import Person, normal_email
 
 UNIQUE_ID = re.compile(r"AIDA[A-Z0-9]{12,124}")
@@ -34,23 +35,34 @@ class Owners:
         """The recorded unique ids."""
         return {alias for alias in person.aliases.get(self._system, ()) if UNIQUE_ID.fullmatch(alias)}
 
-    async def recorded(self, person: Person) -> list[IamUser]:
-        """Return the living users that the person's recorded ids name.
+    async def recorded(self, person: Person) -> AsyncIterator[IamUser]:
+        """Yield the living users that the person's recorded ids name; then raise for those that couldn't be read.
 
         Where a unique id is recorded, a user of the same name with another id is somebody else's; and a user who was
         renamed is found by the id.
         """
         ids = self.unique_ids(person)
-        read = await all_of(self._reading.user(name) for name in self.names(person))
-        users = [user for user in read if user is not None and (not ids or user.id in ids)]
+        read, unread = await drained(side_by_side(*map(self._named, self.names(person))))
+        users = _once(user for user in read if not ids or user.id in ids)
+        for user in users:
+            yield user
         missing = ids - {user.id for user in users}
-        if missing:
-            users += [user async for user in self._everybody() if user.id in missing]
-        return _once(users)
+        async for user in side_by_side(*([self._with_ids(missing)] if missing else []), unread=unread):
+            yield user
+
+    async def _named(self, name: str) -> AsyncIterator[IamUser]:
+        user = await self._reading.user(name)
+        if user is not None:
+            yield user
+
+    async def _with_ids(self, ids: set[str]) -> AsyncIterator[IamUser]:
+        async for user in self._everybody():
+            if user.id in ids:
+                yield user
 
     async def matching(self, person: Person) -> list[IamUser]:
         """Return the recorded users, and those whose configured attribute names the person."""
-        users = await self.recorded(person)
+        users = [user async for user in self.recorded(person)]
         match = self._config.attribute
         wanted = self._wanted(person, match) if match else set()
         if match is None or not wanted:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from connectors.aws_iam.calls import Calls, Missing
 from connectors.aws_iam.config import AwsIamConfig
 from connectors.aws_iam.policies import denied_since, revoked_before
+from offboard_worker.connector import drained, foremost, side_by_side
 from offboard_worker.core.credential import Credential, CredentialKind, CredentialState
+from offboard_worker.errors import ConnectorError
 
 T = TypeVar("T")
 
@@ -93,7 +95,10 @@ def is_attached_policy(credential: Credential) -> bool:
 
 
 async def all_of(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for everything side by side, then raise the first failure: nothing is left running behind."""
+    """Wait for everything side by side, then raise the first failure: for answers that are no use without the others.
+
+    Nothing is left running behind.
+    """
     results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -119,13 +124,6 @@ class Reading:
         found = answer["User"]
         return IamUser(found["UserName"], found["UserId"], found["Arn"])
 
-    async def with_grants(self, user: IamUser) -> IamUser:
-        """Read what is granted to a user directly."""
-        groups, attached, inline = await asyncio.gather(
-            self._groups(user.name), self._attached(user.name), self._inline(user.name)
-        )
-        return IamUser(user.name, user.id, user.arn, groups, attached, inline, user.tags)
-
     def described(self, detail: Mapping[str, Any]) -> IamUser:
         """Understand one user of GetAccountAuthorizationDetails."""
         return IamUser(
@@ -138,18 +136,25 @@ class Reading:
             tags={tag["Key"]: tag["Value"] for tag in detail.get("Tags", ())},
         )
 
-    async def _groups(self, name: str) -> tuple[str, ...]:
-        groups = await self._calls.pages("list_groups_for_user", "Groups", UserName=name)
-        return tuple(group["GroupName"] for group in groups)
+    async def _groups(self, name: str) -> AsyncIterator[str]:
+        async for group in self._calls.stream("list_groups_for_user", "Groups", UserName=name):
+            yield group["GroupName"]
 
-    async def _attached(self, name: str) -> tuple[str, ...]:
-        found = await self._calls.pages("list_attached_user_policies", "AttachedPolicies", UserName=name)
-        return tuple(policy["PolicyArn"] for policy in found)
+    async def _attached(self, name: str) -> AsyncIterator[str]:
+        async for policy in self._calls.stream("list_attached_user_policies", "AttachedPolicies", UserName=name):
+            yield policy["PolicyArn"]
 
-    async def _inline(self, name: str) -> dict[str, Any]:
-        names = [str(each) async for each in self._calls.stream("list_user_policies", "PolicyNames", UserName=name)]
-        documents = await all_of(self.inline_policy(name, policy) for policy in names)
-        return {policy: document for policy, document in zip(names, documents, strict=True) if document is not None}
+    async def _inline(self, name: str) -> AsyncIterator[tuple[str, Any]]:
+        """Yield names and documents of a user's inline policies."""
+        names, unread = await drained(self._calls.stream("list_user_policies", "PolicyNames", UserName=name))
+        documents = (self._documented(name, str(policy)) for policy in names)
+        async for policy in side_by_side(*documents, unread=unread):
+            yield policy
+
+    async def _documented(self, user: str, policy: str) -> AsyncIterator[tuple[str, Any]]:
+        document = await self.inline_policy(user, policy)
+        if document is not None:
+            yield policy, document
 
     async def inline_policy(self, user: str, policy: str) -> Any | None:
         """Read the document of a user's inline policy, or None where there is none."""
@@ -158,30 +163,39 @@ class Reading:
 
     # --- what a user holds --------------------------------------------------------------------------------------
 
-    async def find(self, user: IamUser) -> list[Credential]:
-        """Return every credential of a user; grants and keys are read side by side."""
-        granted, listed = await asyncio.gather(self.with_grants(user), self._own(user, last_used=False))
-        return await self._assembled(granted, listed)
+    def reads(self, user: IamUser) -> list[AsyncIterator[Credential]]:
+        """Return the reads that together yield every credential of a user, what takes the most power away first."""
+        return [self._granted(user), *self._own(user, last_used=False)]
 
-    async def holdings(self, user: IamUser) -> list[Credential]:
-        """Return every credential of a user whose grants are known, with the last use of each key."""
-        return await self._assembled(user, await self._own(user, last_used=True))
+    async def holdings(self, user: IamUser) -> AsyncIterator[Credential]:
+        """Yield every credential of a user whose grants are known, with the last use of each key."""
+        async for credential in side_by_side(self._power(user, whole=True), *self._own(user, last_used=True)):
+            yield credential
 
-    async def _own(self, user: IamUser, *, last_used: bool) -> list[Credential]:
-        listed = await all_of(
-            [
-                self._password(user),
-                self._mfa_devices(user),
-                *(self._listed(kind, user, last_used=last_used) for kind in LISTINGS),
-            ]
+    def _own(self, user: IamUser, *, last_used: bool) -> list[AsyncIterator[Credential]]:
+        listed = [self._listed(kind, user, last_used=last_used) for kind in LISTINGS]
+        return [self._password(user), self._mfa_devices(user), *listed]
+
+    async def _granted(self, user: IamUser) -> AsyncIterator[Credential]:
+        """Read what is granted to a user directly, and yield what follows from it.
+
+        The permissions are yielded whatever of this can't be read: to deny them all, none of it need be known.
+        """
+        (groups, no_groups), (attached, no_attached), (inline, no_inline) = await asyncio.gather(
+            drained(self._groups(user.name)), drained(self._attached(user.name)), drained(self._inline(user.name))
         )
-        return [credential for credentials in listed for credential in credentials]
+        known = replace(user, groups=tuple(groups), attached=tuple(attached), inline=dict(inline))
+        power = self._power(known, whole=no_attached is None and no_inline is None)
+        async for credential in side_by_side(power, unread=foremost(no_groups, no_attached, no_inline)):
+            yield credential
 
-    async def _assembled(self, user: IamUser, listed: list[Credential]) -> list[Credential]:
-        now = datetime.now(UTC)
-        powerless = CredentialState.DISABLED if self._denied(user) else CredentialState.ACTIVE
-        quarantined = "yes" if deny_all_arn(user.arn) in user.attached else "no"
-        permissions = self._made(
+    async def _power(self, user: IamUser, *, whole: bool) -> AsyncIterator[Credential]:
+        """Yield permissions, grants and sessions. Unless the policies are `whole`, a deny-all may have gone unseen."""
+        quarantined = "yes" if deny_all_arn(user.arn) in user.attached else "no" if whole else "unknown"
+        powerless = CredentialState.ACTIVE if whole else CredentialState.UNKNOWN
+        if self._denied(user):
+            powerless = CredentialState.DISABLED
+        yield self._made(
             CredentialKind.PERMISSIONS,
             user,
             user.id,
@@ -189,14 +203,17 @@ class Reading:
             state=powerless,
             snapshot={"arn": user.arn, QUARANTINED: quarantined},
         )
-        session = self.session(user.name, user.id, now)
-        session_state = powerless if not self._config.revoke_role_sessions else await self.state(session)
-        return [
-            permissions,
-            self.session(user.name, user.id, now, session_state),
-            *listed,
-            *self._grants(user),
-        ]
+        for grant in self._grants(user):
+            yield grant
+        session = self.session(user.name, user.id, datetime.now(UTC), powerless)
+        if not self._config.revoke_role_sessions:
+            yield session
+            return
+        try:
+            yield replace(session, state=await self.state(session))
+        except ConnectorError:
+            yield replace(session, state=CredentialState.UNKNOWN)  # they can be cut without being read
+            raise
 
     def session(
         self, name: str, user_id: str, now: datetime, state: CredentialState = CredentialState.UNKNOWN
@@ -229,48 +246,40 @@ class Reading:
             **more,
         )
 
-    async def _password(self, user: IamUser) -> list[Credential]:
+    async def _password(self, user: IamUser) -> AsyncIterator[Credential]:
         answer = await self._calls.exists("get_login_profile", UserName=user.name)
         if answer is None:
-            return []
+            return
         made = answer["LoginProfile"].get("CreateDate")
         label = f"console password of {user.name}"
         state = CredentialState.ACTIVE
-        return [self._made(CredentialKind.PASSWORD, user, user.id, label=label, state=state, created_at=made)]
+        yield self._made(CredentialKind.PASSWORD, user, user.id, label=label, state=state, created_at=made)
 
-    async def _mfa_devices(self, user: IamUser) -> list[Credential]:
-        found = await self._calls.pages("list_mfa_devices", "MFADevices", UserName=user.name)
-        return [
-            self._made(
+    async def _mfa_devices(self, user: IamUser) -> AsyncIterator[Credential]:
+        async for device in self._calls.stream("list_mfa_devices", "MFADevices", UserName=user.name):
+            yield self._made(
                 CredentialKind.MFA_DEVICE,
                 user,
                 device["SerialNumber"],
                 state=CredentialState.ACTIVE,
                 created_at=device.get("EnableDate"),
             )
-            for device in found
-        ]
 
-    async def _listed(self, kind: CredentialKind, user: IamUser, *, last_used: bool) -> list[Credential]:
+    async def _listed(self, kind: CredentialKind, user: IamUser, *, last_used: bool) -> AsyncIterator[Credential]:
         listing = LISTINGS[kind]
-        items = await self._calls.pages(listing.operation, listing.key, UserName=user.name)
-        used = [None] * len(items)
-        if last_used and kind is CredentialKind.ACCESS_KEY:
-            used = await all_of(self._last_used(item[listing.id]) for item in items)
-        return [
-            self._made(
+        async for item in self._calls.stream(listing.operation, listing.key, UserName=user.name):
+            dated = last_used and kind is CredentialKind.ACCESS_KEY  # a user has two of them at most
+            yield self._made(
                 kind,
                 user,
                 item[listing.id],
                 label=item.get(listing.label, ""),
                 state=STATUS.get(item["Status"], CredentialState.UNKNOWN),
                 created_at=item.get(listing.date),
-                last_used_at=when,
+                last_used_at=await self._last_used(item[listing.id]) if dated else None,
                 expires_at=item.get("ExpirationDate"),
                 snapshot={"status": item["Status"]},
             )
-            for item, when in zip(items, used, strict=True)
-        ]
 
     async def _last_used(self, key: str) -> Any:
         answer = await self._calls.exists("get_access_key_last_used", AccessKeyId=key)
@@ -323,9 +332,9 @@ class Reading:
                 case CredentialKind.MFA_DEVICE:
                     return await self._mfa_state(credential)
                 case CredentialKind.GROUP_MEMBERSHIP:
-                    return _present(credential.id in await self._groups(owner))
+                    return _present(credential.id in [group async for group in self._groups(owner)])
                 case CredentialKind.POLICY if is_attached_policy(credential):
-                    return _present(credential.id in await self._attached(owner))
+                    return _present(credential.id in [arn async for arn in self._attached(owner)])
                 case CredentialKind.POLICY:
                     return _present(await self.inline_policy(owner, credential.id) is not None)
         except Missing:
@@ -356,9 +365,10 @@ class Reading:
         if denied_since(await self.inline_policy(name, self._config.deny_policy_name)) is not None:
             return True
         try:
-            return any(arn.endswith(":iam::aws:policy/AWSDenyAll") for arn in await self._attached(name))
+            attached = [arn async for arn in self._attached(name)]
         except Missing:
             return False
+        return any(arn.endswith(":iam::aws:policy/AWSDenyAll") for arn in attached)
 
     async def _mfa_state(self, credential: Credential) -> CredentialState:
         assigned, unassigned = await all_of([self._assigned_to(credential.owner), self._unassigned(credential)])

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from connectors.entra import credentials as seen
 from connectors.entra.config import EntraConfig, lacking, needed
-from offboard_worker.connector import Connector, ConnectorConfig, Standing
+from offboard_worker.connector import Connector, ConnectorConfig, Standing, side_by_side
 from offboard_worker.core.credential import Ability, Credential, CredentialKind, CredentialState, Outcome
 from offboard_worker.core.person import Person
-from offboard_worker.errors import ConnectorError, NeedsHuman, Retryable
+from offboard_worker.errors import NeedsHuman, Retryable
 
 if TYPE_CHECKING:
     from connectors.entra.changes import Changes
@@ -144,13 +144,8 @@ class Entra(Connector[EntraConfig]):
         return tuple(found)
 
     async def find(self, person: Person) -> AsyncIterator[Credential]:
-        for user_id in await self.identify(person):
-            try:
-                held = await self._read.held_by(user_id)
-            except* ConnectorError as failed:
-                raise _first(failed) from None
-            for credential in held:
-                yield credential
+        async for credential in side_by_side(*map(self._read.held_by, await self.identify(person))):
+            yield credential
 
     async def inventory(self) -> AsyncIterator[Credential]:
         async for credential in self._read.everything():
@@ -190,7 +185,7 @@ class Entra(Connector[EntraConfig]):
             case CredentialKind.APP_SECRET:
                 there = await self._read.secrets_of(credential.scope, credential.owner)
             case kind:
-                there = await self._read.held_now(kind, credential.owner)
+                there = [held async for held in self._read.held_now(kind, credential.owner)]
         held = any(seen.same_power(credential, other) for other in there)
         return CredentialState.ACTIVE if held else CredentialState.GONE
 
@@ -269,10 +264,16 @@ class Entra(Connector[EntraConfig]):
         return await self._change.remove_password(credential.scope, credential.id)
 
     async def _refuse_last_owner(self, credential: Credential) -> None:
-        """Raise NeedsHuman where nobody else who can sign in is a Global Administrator."""
-        owner = credential.snapshot.get("globalAdministrator") == "true"
-        owner |= credential.snapshot.get("roleDefinitionId") == seen.GLOBAL_ADMINISTRATOR
-        if owner and not await self._read.another_global_administrator(credential.owner):
+        """Raise NeedsHuman where nobody else who can sign in is a Global Administrator.
+
+        Where `find` could not tell whether this one is, it is asked again, and as long as that can't be read the
+        error goes up: nothing is disabled that may lock everybody out.
+        """
+        ownership = credential.snapshot.get("globalAdministrator")
+        owner = ownership == "true" or credential.snapshot.get("roleDefinitionId") == seen.GLOBAL_ADMINISTRATOR
+        if not owner and ownership != "unknown":
+            return
+        if await self._read.last_global_administrator(credential.owner, known=owner):
             advice = "Make somebody else a Global Administrator, then retry the case."
             raise self._task(credential, "this is the last Global Administrator who can sign in", advice)
 
@@ -296,12 +297,3 @@ class Entra(Connector[EntraConfig]):
 
     def _task(self, credential: Credential, message: str, advice: str) -> NeedsHuman:
         return NeedsHuman(message, advice=advice, connector=self.instance, credential=credential.ref)
-
-
-def _first(failed: ExceptionGroup[ConnectorError]) -> ConnectorError:
-    """The first error out of a group: what ran beside it was cancelled."""
-    error: BaseException = failed
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, ConnectorError)  # noqa: S101 - except* let nothing else through
-    return error

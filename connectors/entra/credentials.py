@@ -45,8 +45,8 @@ def same_power(one: Credential, other: Credential) -> bool:
     return bool(names) and known and all(one.snapshot[name] == other.snapshot.get(name) for name in names)
 
 
-def account(instance: str, user: Json, *, administrator: bool) -> Credential:
-    """The login. `administrator`: holds Global Administrator for the whole tenant."""
+def account(instance: str, user: Json, *, administrator: bool | None) -> Credential:
+    """The login. `administrator`: holds Global Administrator for the whole tenant; None where that can't be read."""
     states = {True: CredentialState.ACTIVE, False: CredentialState.DISABLED}
     return Credential(
         instance,
@@ -59,7 +59,7 @@ def account(instance: str, user: Json, *, administrator: bool) -> Credential:
         snapshot=_texts(
             accountEnabled=user.get("accountEnabled"),
             onPremisesSyncEnabled=user.get("onPremisesSyncEnabled"),
-            globalAdministrator=administrator or None,
+            globalAdministrator={True: True, False: None, None: "unknown"}[administrator],
         ),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from connectors.entra import credentials as seen
 from connectors.entra.graph import Graph, Missing, Query, options
+from offboard_worker.connector import drained, foremost, side_by_side
 from offboard_worker.core.credential import Credential, CredentialKind
 from offboard_worker.core.person import normal_email
 from offboard_worker.errors import Fatal, Retryable
@@ -72,38 +73,59 @@ class Reader:
         app = await self.app(path)
         return [] if app is None else list(seen.app_secrets(self._instance, app, app_path(path)[0], owner))
 
-    async def held_now(self, kind: CredentialKind, user_id: str) -> list[Credential]:
+    async def held_now(self, kind: CredentialKind, user_id: str) -> AsyncIterator[Credential]:
         """Everything of one kind that a user holds now."""
         try:
-            return [credential async for credential in self.listings[kind](exact(user_id))]
+            async for credential in self.listings[kind](exact(user_id)):
+                yield credential
         except Missing:  # the user themselves: nobody holds nothing
-            return []
+            return
 
-    async def held_by(self, user_id: str) -> list[Credential]:
-        """Everything that one user holds, login first; all lists are asked for at once."""
+    async def held_by(self, user_id: str) -> AsyncIterator[Credential]:
+        """Everything of one user that can be read, login first; then raises. All lists are asked for at once."""
         exact(user_id)
-        async with asyncio.TaskGroup() as group:
-            login = group.create_task(self._login(user_id))
-            lists = [group.create_task(self.held_now(kind, user_id)) for kind in self.listings]
-        held = [credential for task in lists for credential in task.result()]
-        user = login.result()
-        if user is None or isinstance(user, Credential):
-            return [user] if user else []
-        owner = any(seen.is_global_administrator(c.snapshot) for c in held)
-        account = seen.account(self._instance, user, administrator=owner)
-        return [account, seen.sessions(self._instance, user), *held]
+        others = [self.held_now(kind, user_id) for kind in self.listings if kind is not CredentialKind.ROLE]
+        async for credential in side_by_side(self._login_and_roles(user_id), *others):
+            yield credential
 
-    async def another_global_administrator(self, than: str) -> bool:
-        """Say whether somebody else, who can sign in, owns the tenant. Groups and applications don't count."""
+    async def _login_and_roles(self, user_id: str) -> AsyncIterator[Credential]:
+        """Account and sessions, then the roles, which say whether the account is an owner's."""
+        (logins, no_login), (roles, no_roles) = await asyncio.gather(
+            drained(self._login(user_id)), drained(self.held_now(CredentialKind.ROLE, user_id))
+        )
+        for login in logins:
+            if isinstance(login, Credential):
+                yield login
+                roles = []  # nobody can use the roles of the deleted
+                continue
+            owner = any(seen.is_global_administrator(role.snapshot) for role in roles)
+            yield seen.account(self._instance, login, administrator=owner or (None if no_roles else False))
+            yield seen.sessions(self._instance, login)
+        if logins or no_login:
+            for role in roles:
+                yield role
+        failed = foremost(no_login, no_roles)
+        if failed is not None:
+            raise failed
+
+    async def last_global_administrator(self, user_id: str, *, known: bool) -> bool:
+        """Say whether a user owns the tenant and nobody else does who can sign in. Groups and applications don't count.
+
+        Where it isn't `known` from before that the user does, it is read here.
+        """
         rows = self._client.role_management.directory.role_assignments
         wanted = Query(filter=f"roleDefinitionId eq '{seen.GLOBAL_ADMINISTRATOR}'")
+        owns = known
         async for row in self._graph.pages(rows, wanted):
-            if row.get("principalId") == than or not seen.is_global_administrator(row):
+            if not seen.is_global_administrator(row):
+                continue
+            if row.get("principalId") == user_id:
+                owns = True
                 continue
             other = await self.user(row["principalId"])
             if other is not None and other.get("accountEnabled"):
-                return True
-        return False
+                return False
+        return owns
 
     async def everything(self) -> AsyncIterator[Credential]:
         """Every credential of every user of the tenant."""
@@ -151,14 +173,16 @@ class Reader:
                 for secret in seen.app_secrets(self._instance, app, collection, owner["id"]):
                     yield secret
 
-    async def _login(self, user_id: str) -> Any:
-        """The user; a gone account where they are among the deleted items; None where they never were."""
+    async def _login(self, user_id: str) -> AsyncIterator[Any]:
+        """The user; a gone account where they are among the deleted items; nothing where they never were."""
         user = await self.user(user_id)
         if user is not None:
-            return user
+            yield user
+            return
         deleted = self._client.directory.deleted_items.by_directory_object_id(user_id)
         item = await self._one(deleted.get(options()), "a deleted item")
-        return None if item is None else seen.deleted_account(self._instance, item)
+        if item is not None:
+            yield seen.deleted_account(self._instance, item)
 
     async def _roles_of(self, user_id: str) -> AsyncIterator[Credential]:
         rows = self._client.role_management.directory.role_assignments

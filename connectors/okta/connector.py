@@ -20,10 +20,10 @@ from connectors.okta.config import ABILITIES, OktaConfig, abilities
 from connectors.okta.holdings import Document
 from connectors.okta.standing import standing
 from connectors.okta.wire import Gone, Wire, load_sdk
-from offboard_worker.connector import Connector, Standing
+from offboard_worker.connector import Connector, Standing, drained, side_by_side
 from offboard_worker.core.credential import Ability, Credential, CredentialKind, CredentialState, Outcome
 from offboard_worker.core.person import Person, normal_email
-from offboard_worker.errors import Fatal, NeedsHuman
+from offboard_worker.errors import AccessRefused, Fatal, NeedsHuman
 
 PAGE: Final = 200
 EVERYBODY: Final = " or ".join(f'status eq "{status}"' for status in holdings.STATUSES)
@@ -97,13 +97,18 @@ class Okta(Connector[OktaConfig]):
             if user is not None and normal_email(holdings.attribute(user, name)) == normal_email(address):
                 yield user
 
-    async def _users_of(self, person: Person) -> list[Document]:
-        users: dict[str, Document] = {}
-        for alias in await self.identify(person):
-            user = await self._user(alias)
-            if user is not None:
-                users[user["id"]] = user
-        return list(users.values())
+    async def _users_of(self, person: Person) -> AsyncIterator[Document]:
+        """Yield each user that the person's ids name, once; then raise for those that couldn't be read."""
+        ids: set[str] = set()
+        async for user in side_by_side(*map(self._named, await self.identify(person))):
+            if user["id"] not in ids:
+                ids.add(user["id"])
+                yield user
+
+    async def _named(self, alias: str) -> AsyncIterator[Document]:
+        user = await self._user(alias)
+        if user is not None:
+            yield user
 
     async def _user(self, id_or_login: str) -> Document | None:
         """Read one user. Okta also answers to the part of a login before the @, which is a likeness: refused here."""
@@ -124,71 +129,76 @@ class Okta(Connector[OktaConfig]):
     # What they hold
 
     async def find(self, person: Person) -> AsyncIterator[Credential]:
-        users = await self._users_of(person)
-        if not users:
-            return
-        # The API tokens come first: a deactivation destroys them, and automation may hang on them, so they must be seen.
-        tokens, *held = await asyncio.gather(
-            self._api_tokens({user["id"] for user in users}), *(self._held_by(user) for user in users)
-        )
-        for credentials in (tokens, *held):
-            for credential in credentials:
-                yield credential
+        users, unread = await drained(self._users_of(person))
+        for user in users:
+            yield holdings.account(self.instance, user)
+            yield holdings.sessions(self.instance, user)
+        lists = [each for user in users for each in self._lists_of(user)]
+        if users:
+            lists.append(self._api_tokens({user["id"] for user in users}))
+        async for credential in side_by_side(*lists, unread=unread):
+            yield credential
 
     async def inventory(self) -> AsyncIterator[Credential]:
-        for token in await self._api_tokens(None):
+        async for token in self._api_tokens(None):
             yield token
         users = self._wire.pages("UserApi", "list_users", filter=EVERYBODY, limit=PAGE)
         async for batch in _batches(users, self.config.concurrency):
-            for held in await asyncio.gather(*map(self._held_by, batch)):
-                for credential in held:
-                    yield credential
+            async for credential in side_by_side(*map(self._held_by, batch)):
+                yield credential
 
-    async def _api_tokens(self, owners: set[str] | None) -> list[Credential]:
-        tokens = [token async for token in self._wire.pages("ApiTokenApi", "list_api_tokens")]
-        return [
-            holdings.api_token(self.instance, token)
-            for token in tokens
-            if token.get("userId") and (owners is None or token["userId"] in owners)
-        ]
+    async def _api_tokens(self, owners: set[str] | None) -> AsyncIterator[Credential]:
+        async for token in self._wire.pages("ApiTokenApi", "list_api_tokens"):
+            if token.get("userId") and (owners is None or token["userId"] in owners):
+                yield holdings.api_token(self.instance, token)
 
-    async def _held_by(self, user: Document) -> list[Credential]:
+    async def _held_by(self, user: Document) -> AsyncIterator[Credential]:
         """Everything of one user but the API tokens, which Okta lists for the whole organisation at once."""
+        yield holdings.account(self.instance, user)
+        yield holdings.sessions(self.instance, user)
+        async for credential in side_by_side(*self._lists_of(user)):
+            yield credential
+
+    def _lists_of(self, user: Document) -> list[AsyncIterator[Credential]]:
         user_id = user["id"]
-        roles, grants, tokens = await asyncio.gather(
-            self._roles(user_id), self._grants(user_id), self._refresh_tokens(user_id)
-        )
-        return [
-            holdings.account(self.instance, user),
-            holdings.sessions(self.instance, user),
-            *(holdings.role(self.instance, user_id, role) for role in roles),
-            *(credential for credential in (*grants, *tokens) if credential.state is not CredentialState.GONE),
-        ]
+        return [self._roles_of(user_id), self._grants_of(user_id), self._refresh_tokens_of(user_id)]
 
-    async def _roles(self, user_id: str) -> list[Document]:
-        return await self._all("RoleAssignmentAUserApi", "list_assigned_roles_for_user", user_id)
+    async def _roles_of(self, user_id: str) -> AsyncIterator[Credential]:
+        async for role in self._role_documents(user_id):
+            yield holdings.role(self.instance, user_id, role)
 
-    async def _grants(self, user_id: str) -> list[Credential]:
-        grants = await self._all("UserGrantApi", "list_user_grants", user_id, limit=PAGE)
-        return [holdings.grant(self.instance, user_id, grant) for grant in grants]
+    async def _grants_of(self, user_id: str) -> AsyncIterator[Credential]:
+        async for document in self._all("UserGrantApi", "list_user_grants", user_id, limit=PAGE):
+            grant = holdings.grant(self.instance, user_id, document)
+            if grant.state is not CredentialState.GONE:
+                yield grant
 
-    async def _refresh_tokens(self, user_id: str) -> list[Credential]:
-        clients = await self._all("UserResourcesApi", "list_user_clients", user_id)
-        ids = [client["client_id"] for client in clients]
+    async def _refresh_tokens_of(self, user_id: str) -> AsyncIterator[Credential]:
+        clients, unread = await drained(self._all("UserResourcesApi", "list_user_clients", user_id))
+        lists = (self._refresh_tokens_at(user_id, client["client_id"]) for client in clients)
+        async for token in side_by_side(*lists, unread=unread):
+            yield token
+
+    async def _refresh_tokens_at(self, user_id: str, client_id: str) -> AsyncIterator[Credential]:
         method = "list_refresh_tokens_for_user_and_client"
-        lists = await asyncio.gather(*(self._all("UserOAuthApi", method, user_id, one, limit=PAGE) for one in ids))
-        return [
-            holdings.refresh_token(self.instance, user_id, client_id, token)
-            for client_id, tokens in zip(ids, lists, strict=True)
-            for token in tokens
-        ]
+        async for document in self._all("UserOAuthApi", method, user_id, client_id, limit=PAGE):
+            token = holdings.refresh_token(self.instance, user_id, client_id, document)
+            if token.state is not CredentialState.GONE:
+                yield token
 
-    async def _all(self, api: str, method: str, *args: str, **options: Any) -> list[Document]:
+    def _role_documents(self, user_id: str) -> AsyncIterator[Document]:
+        return self._all("RoleAssignmentAUserApi", "list_assigned_roles_for_user", user_id)
+
+    async def _is_super_admin(self, user_id: str) -> bool:
+        return any([holdings.is_super_admin(role) async for role in self._role_documents(user_id)])
+
+    async def _all(self, api: str, method: str, *args: str, **options: Any) -> AsyncIterator[Document]:
         """Every item of a list; none where the user was deleted meanwhile."""
         try:
-            return [item async for item in self._wire.pages(api, method, *args, **options)]
+            async for item in self._wire.pages(api, method, *args, **options):
+                yield item
         except Gone:
-            return []
+            return
 
     # What is done about it
 
@@ -349,10 +359,20 @@ class Okta(Connector[OktaConfig]):
     # What must stay
 
     async def _refuse_what_must_stay(self, account: Credential) -> None:
-        """Raise NeedsHuman for our own account and for the last super administrator's."""
-        _, roles = await asyncio.gather(self._refuse_our_own(account), self._roles(account.id))
-        if any(map(holdings.is_super_admin, roles)) and not await self._another_super_admin(account.id):
-            raise self._last_owner(account)
+        """Raise NeedsHuman for our own account and for the last super administrator's.
+
+        Where we may not read roles (403), our user is no super administrator, and Okta itself refuses to let such a
+        one touch a super administrator's account: the page is named in `standing`. A list that fails otherwise says
+        nothing: then only another super administrator lets this account go, and without one the error goes up.
+        """
+        _, (roles, unread) = await asyncio.gather(
+            self._refuse_our_own(account), drained(self._role_documents(account.id))
+        )
+        owner = any(map(holdings.is_super_admin, roles))
+        harmless = unread is None or (isinstance(unread, AccessRefused) and unread.status == 403)
+        if (not owner and harmless) or await self._another_super_admin(account.id):
+            return
+        raise self._last_owner(account) if owner or unread is None else unread
 
     async def _refuse_our_own(self, credential: Credential) -> None:
         if credential.owner == (await self._myself())["id"]:
@@ -365,10 +385,10 @@ class Okta(Connector[OktaConfig]):
     async def _another_super_admin(self, but: str) -> bool:
         """Whether somebody else who can sign in is a super administrator."""
         my_id = (await self._myself())["id"]
-        if my_id != but and any(map(holdings.is_super_admin, await self._roles(my_id))):
+        if my_id != but and await self._is_super_admin(my_id):
             return True  # the usual case, one call
         async for user_id in self._assignees():
-            if user_id == but or not any(map(holdings.is_super_admin, await self._roles(user_id))):
+            if user_id == but or not await self._is_super_admin(user_id):
                 continue
             user = await self._user(user_id)
             if user is not None and user["status"] == "ACTIVE":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from offboard_worker.app import Opened
 
+T = TypeVar("T")
 app = typer.Typer(help="The audit trail.", no_args_is_help=True)
 PublicKeys = Annotated[
     list[Path] | None,
@@ -41,7 +42,7 @@ def verify(
     keys = {}
     for path in public_key or []:
         keys.update(_public_key(path))
-    extra = _lines(checkpoints) if checkpoints else []
+    extra: list[Any] = _lines(checkpoints) if checkpoints else []
     if export is not None:
         count, signed = _verify_export(export, keys, extra)
     else:
@@ -52,18 +53,18 @@ def verify(
         typer.echo(f"intact: {count} records in one chain, {signed} signed checkpoints match")
 
 
-def _verify_export(path: Path, keys: dict[str, Ed25519PublicKey], extra: list[dict[str, Any]]) -> tuple[int, int]:
+def _verify_export(path: Path, keys: dict[str, Ed25519PublicKey], extra: list[Any]) -> tuple[int, int]:
     from offboard_worker.core.chain import AuditRecord, Checkpoint, verify_chain, verify_checkpoints
 
     lines = _lines(path)
-    marks = [Checkpoint(**line["checkpoint"]) for line in lines if "checkpoint" in line]
-    marks += [Checkpoint(**line) for line in extra]
-    rows = [AuditRecord(**line) for line in lines if "checkpoint" not in line]
+    marks = [_read(Checkpoint, line["checkpoint"]) for line in lines if "checkpoint" in line]
+    marks += [_read(Checkpoint, line) for line in extra]
+    rows = [_read(AuditRecord, line) for line in lines if "checkpoint" not in line]
     hashes = {record.seq: record.hash for record in verify_chain(rows)}
     return len(hashes), verify_checkpoints(marks, hashes, keys)
 
 
-def _verify_store(config: Path, keys: dict[str, Ed25519PublicKey], extra: list[dict[str, Any]]) -> tuple[int, int]:
+def _verify_store(config: Path, keys: dict[str, Ed25519PublicKey], extra: list[Any]) -> tuple[int, int]:
     from offboard_worker.core.chain import Checkpoint, fingerprint
     from offboard_worker.jobs.duties import audit_key
     from offboard_worker.store import audit
@@ -73,7 +74,7 @@ def _verify_store(config: Path, keys: dict[str, Ed25519PublicKey], extra: list[d
         if not trusted:
             mine = audit_key(opened.app.config.audit_key).public_key()
             trusted[fingerprint(mine)] = mine
-        return await audit.verify(opened.store, trusted, [Checkpoint(**line) for line in extra])
+        return await audit.verify(opened.store, trusted, [_read(Checkpoint, line) for line in extra])
 
     return with_app(config, work)
 
@@ -139,10 +140,27 @@ def _public_key(path: Path) -> dict[str, Ed25519PublicKey]:
     return {fingerprint(key): key}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    from offboard_worker.errors import UsageError
+def _read(kind: type[T], line: Any) -> T:
+    """Read one line of an export. One in another shape was altered: nothing of ours writes such."""
+    from offboard_worker.errors import AuditBroken
 
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} can't be read as JSON lines: {error}") from None
+        return kind(**line)
+    except TypeError:
+        seq = line.get("seq", "without a number") if isinstance(line, dict) else "that is no object"
+        raise AuditBroken(f"record {seq} doesn't have the fields of a {kind.__name__}") from None
+
+
+def _lines(path: Path) -> list[Any]:
+    from offboard_worker.errors import AuditBroken, UsageError
+
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise AuditBroken(f"{path} is not UTF-8 text: it was altered") from None
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise AuditBroken(f"{path} holds a line that is not JSON: {error}") from None

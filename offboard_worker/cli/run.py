@@ -61,7 +61,12 @@ def _up_ready(as_json: bool, found: dict[str, object]) -> None:
     print("ready; Ctrl-C ends everything", flush=True)
 
 
-def receiver(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def receiver(
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    listen: Annotated[str | None, typer.Option(help="Listen here instead of receiver.listen.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Serve metrics here instead of receiver.metrics.")] = None,
+) -> None:
     """Run the webhook receiver."""
     from offboard_worker.app import App
     from offboard_worker.event_loop import use_uvloop
@@ -69,7 +74,9 @@ def receiver(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
 
     set_up_logging()
     use_uvloop()
-    app = App(read_config(config))
+    whole = read_config(config)
+    changes = {name: value for name, value in (("listen", listen), ("metrics", metrics)) if value}
+    app = App(whole.model_copy(update={"receiver": whole.receiver.model_copy(update=changes)}))
     asyncio.run(run_receiver(app, lambda found: _ready("receiver", as_json, found)))
 
 
@@ -143,9 +150,16 @@ def valkey(
     asyncio.run(run())
 
 
-def dashboard(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def dashboard(
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    listen: Annotated[str | None, typer.Option(help="Listen here instead of dashboard.listen.")] = None,
+) -> None:
     """Run rq-dashboard on loopback with basic auth: look at jobs, and re-run failed ones."""
     from offboard_worker.supervisor import run_dashboard
 
     set_up_logging()
-    run_dashboard(read_config(config), lambda found: _ready("dashboard", as_json, found))
+    whole = read_config(config)
+    changes = {"listen": listen} if listen else {}
+    whole = whole.model_copy(update={"dashboard": whole.dashboard.model_copy(update=changes)})
+    run_dashboard(whole, lambda found: _ready("dashboard", as_json, found))

@@ -85,7 +85,11 @@ def _plain(value: Any) -> str:
     if kind is dict:
         if not all(map(str.isascii, value)):
             raise _Uncommon  # other names are sorted by their UTF-16 units
-        return "{" + ",".join([f"{_quoted(name)}:{_plain(value[name])}" for name in sorted(value)]) + "}"
+        members = [
+            f"{_quoted(name)}:{_quoted(item) if type(item) is str else _plain(item)}"
+            for name, item in sorted(value.items())
+        ]
+        return "{" + ",".join(members) + "}"
     if kind is list or kind is tuple:
         return "[" + ",".join([_plain(item) for item in value]) + "]"
     if value is True or value is False:
@@ -97,17 +101,14 @@ def _plain(value: Any) -> str:
 
 def seal(seq: int, before: str, at: str, what: str, who: str, subject: str, detail: str) -> str:
     """Return the hash of the record `seq` whose detail is this canonical text and which follows the hash `before`."""
-    texts = [canonical_text(text) for text in (at, before, subject, what, who)]
-    content = '{{"at":{},"detail":{},"previous":{},"seq":{},"subject":{},"what":{},"who":{}}}'
-    return hashlib.sha256(content.format(texts[0], detail, texts[1], seq, *texts[2:]).encode()).hexdigest()
-
-
-def _digest_or_none(content: Mapping[str, Any]) -> str | None:
-    """The digest, or None for what has no canonical form: nothing that we ever sealed."""
+    content = (
+        f'{{"at":{_quoted(at)},"detail":{detail},"previous":{_quoted(before)},"seq":{seq},'
+        f'"subject":{_quoted(subject)},"what":{_quoted(what)},"who":{_quoted(who)}}}'
+    )
     try:
-        return digest(content)
-    except ValueError:  # rfc8785's own errors are ValueErrors
-        return None
+        return hashlib.sha256(content.encode()).hexdigest()
+    except UnicodeEncodeError:
+        raise rfc8785.CanonicalizationError("an audit record holds a lone surrogate") from None
 
 
 def link(
@@ -153,6 +154,14 @@ def sign(seq: int, head: str, at: str, key: Ed25519PrivateKey) -> Checkpoint:
     unsigned = Checkpoint(seq, head, at, fingerprint(key.public_key()), "")
     signature = base64.b64encode(key.sign(unsigned.content())).decode()
     return Checkpoint(seq, head, at, unsigned.key, signature)
+
+
+def _digest_or_none(content: Mapping[str, Any]) -> str | None:
+    """As `digest`; None for a content that no record of ours can have (a float that is no number, a lone surrogate)."""
+    try:
+        return digest(content)
+    except rfc8785.CanonicalizationError:
+        return None
 
 
 def verify_chain(records: Iterable[AuditRecord]) -> Iterator[AuditRecord]:

@@ -122,6 +122,11 @@ class Faults:
         self._queue.clear()
         self.latency = 0.0
 
+    @property
+    def prepared(self) -> int:
+        """How many faults are still waiting for their call."""
+        return len(self._queue)
+
     def count(self, pattern: str) -> int:
         """How many calls so far match the pattern."""
         compiled = _compiled(pattern)

@@ -31,9 +31,10 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Let the kernel send this process a signal when the one that started it dies, however it dies (Linux only)."""
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _binary(prefer_installed: bool) -> Path:
@@ -161,7 +162,7 @@ class EmbeddedValkey:
                 stderr=subprocess.STDOUT,
                 cwd=self._data_dir,
                 pass_fds=(self._lock_fd,),
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
                 start_new_session=True,  # Ctrl-C is for us: we stop it last, after whoever still needs it
             )
         assert self._process.stdin is not None  # noqa: S101 - a PIPE was asked for
@@ -187,6 +188,10 @@ class EmbeddedValkey:
                     await asyncio.sleep(0.005)
         finally:
             await client.aclose()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     async def stop(self, timeout: float = 8.0) -> None:
         """End it in good order (the append-only file is synced); by force after `timeout` seconds."""

@@ -76,6 +76,11 @@ class Replica:
         return self._state.lease_left(self._monotonic())
 
     @property
+    def stale_for(self) -> float:
+        """Seconds since the lease ran out, 0 while it holds, infinity where there never was one."""
+        return self._state.stale_for(self._monotonic())
+
+    @property
     def applied(self) -> int:
         """The seq of the last entry that is known here."""
         return self._state.position.seq
@@ -107,7 +112,7 @@ class Replica:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A part that ends by itself has failed in a way nobody foresaw: serve no more."""
-        if not task.cancelled():
+        if not task.cancelled() and not self._state.closed:
             self._state.close()
             _log.critical("the denylist replica stopped: this proxy serves no more", exc_info=task.exception())
 
@@ -136,7 +141,7 @@ class Replica:
     # --- following ------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        while True:
+        while not self._state.closed:
             try:
                 if not self._state.must_load:
                     self._take(await self._read())
@@ -182,7 +187,8 @@ class Replica:
     # --- heartbeats -----------------------------------------------------------------------------------------------
 
     async def _beats(self) -> None:
-        while True:
+        # Not `while True`: up to Python 3.11 `asyncio.wait_for`, which redis-py uses, can swallow a cancellation.
+        while not self._state.closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat):
                     await self._beat_due.wait()
@@ -204,7 +210,7 @@ class Replica:
             self._reading.cancel()
 
     async def _prune(self) -> None:
-        while True:
+        while not self._state.closed:
             await asyncio.sleep(PRUNE_EVERY)
             self._state.facts.drop_expired(self._wall() - PRUNE_GRACE)
 

@@ -60,6 +60,10 @@ class ReplicaState:
         """Return for how many seconds more this replica may serve, 0 if it may not."""
         return max(0.0, self._lease_until - now) if not self._closed else 0.0
 
+    def stale_for(self, now: float) -> float:
+        """Return how long ago the lease ran out, infinity if there never was one: for routes that may outlive it."""
+        return max(0.0, now - self._lease_until) if not self._closed else float("inf")
+
     def denied(self, identity: TokenIdentity, wall: float) -> Fact | None:
         """Return the fact that makes a token dead at `wall` (Unix seconds), whatever the lease."""
         return self.facts.killer(identity, wall)
@@ -102,6 +106,10 @@ class ReplicaState:
         """Renew no lease until the facts have been loaded anew; what is denied stays denied."""
         self.must_load = True
         self._owed.clear()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """Give up the lease for good."""

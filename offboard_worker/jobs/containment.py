@@ -37,7 +37,10 @@ async def _keep(
     store: Store, waiting: Sequence[CaseRow], pushed: float, refused: float, replicas: dict[str, str]
 ) -> None:
     async with store.write() as tx:
+        still = {case.id for case in await cases.uncontained(tx.conn)}  # another process may have measured it too
         for case in waiting:
+            if case.id not in still:
+                continue
             await cases.set_case(tx, case.id, pushed_at=pushed, refused_at=refused, refused_by=dumps(replicas))
             tx.record(
                 "case.refused-everywhere",

@@ -100,15 +100,17 @@ async def queue_due_deletes(ctx: JobContext) -> int:
 async def _start_deleting(tx: Transaction, case_id: str) -> None:
     for part in await cases.targets_of(tx.conn, case_id):
         await cases.set_target(tx, case_id, part.connector, action=Action.DELETE.value, state=TargetState.PENDING.value)
-    await cases.set_case(tx, case_id, delete_due_at=None)
-    tx.record("case.delete", "schedule", case_id, {"reason": "the grace period is over, the person is still gone"})
+    case = await cases.one(tx.conn, case_id)
+    if case is not None:  # back to work: what can't be deleted must be seen before the case closes
+        reason = "the grace period is over, the person is still gone: delete"
+        await cases.move(tx, case, Step.RETRY, "schedule", reason, delete_due_at=None)
 
 
 async def close_verified(ctx: JobContext) -> int:
     """Close verified cases that have no delete ahead and no work under way; plan the delete of the others."""
     closed = 0
     async with ctx.store.write() as tx:
-        for case in await cases.many(tx.conn, states=[State.VERIFIED], limit=200):
+        for case in await cases.many(tx.conn, states=[State.VERIFIED], limit=5000):
             parts = await cases.targets_of(tx.conn, case.id)
             if any(part.state is not TargetState.DONE for part in parts):
                 continue

@@ -22,8 +22,9 @@ from offboard_worker.errors import UsageError
 from offboard_worker.jobs.storable import storable
 from offboard_worker.sources.source import Chore, Learned, Statement
 from offboard_worker.store import cases, denials, inbox
-from offboard_worker.store.cases import CaseRow, TargetRow
+from offboard_worker.store.cases import OPENED_SINCE, CaseRow, TargetRow
 from offboard_worker.store.database import Transaction, dumps, new_id
+from offboard_worker.store.direct import look_up
 from offboard_worker.store.inbox import EventRow, Received
 from offboard_worker.store.people import Directory, Known, Standing
 
@@ -78,14 +79,15 @@ async def accept(tx: Transaction, arrivals: Sequence[Arrival], book: Rulebook) -
         for delivery_id, arrival in zip(ids, arrivals, strict=True)
         for statement in arrival.statements
     ]
-    known_keys = await inbox.seen(tx, ((received.source, s.key) for _, received, s in statements))
+    known_keys, desk = await _Desk.open(
+        tx, [statement for *_, statement in statements], book, [(r.source, s.key) for _, r, s in statements]
+    )
     new: list[tuple[str, Received, Statement]] = []
     for one in statements:
         key = (one[1].source, one[2].key)
         if key not in known_keys:
             known_keys.add(key)
             new.append(one)
-    desk = await _Desk.open(tx, [statement for *_, statement in new], book)
     rows = [desk.take(*one) for one in new]
     inbox.defer_events(tx, rows)
     await desk.finish()
@@ -109,7 +111,7 @@ async def accept_confirmed(
         await inbox.settle(tx, row.id, pending=False, effect=Effect.RECORD.value, reason=verdict.reason, error="")
         tx.record("event.confirmed", f"source:{row.source}", row.id, {"effect": "record", "reason": verdict.reason})
         return Accepted()
-    desk = await _Desk.open(tx, [verdict], book)
+    _, desk = await _Desk.open(tx, [verdict], book)
     received = Received(row.source, "", {}, b"", tx.now)  # a re-read speaks of now, whenever the notification came
     done = desk.take(row.delivery_id, received, verdict)
     await desk.finish()
@@ -264,7 +266,10 @@ class _Desk:
         self._writes: list[str | tuple[Known, CaseRow | None, str, str]] = []  # a new case's id, or a restoration
 
     @classmethod
-    async def open(cls, tx: Transaction, statements: Sequence[Statement], book: Rulebook) -> _Desk:
+    async def open(
+        cls, tx: Transaction, statements: Sequence[Statement], book: Rulebook, keys: Iterable[tuple[str, str]] = ()
+    ) -> tuple[set[tuple[str, str]], _Desk]:
+        """Read everything that deciding needs, in one go; and which (source, key) pairs are in the inbox already."""
         subjects = [s.subject for s in statements if isinstance(s, IdentityEvent | Learned)]
         names = [
             (subject.system, alias)
@@ -272,22 +277,21 @@ class _Desk:
             for alias in (*((subject.id,) if subject.id else ()), *subject.logins)
         ]
         addresses = [address for subject in subjects for address in subject.emails]
-        if not subjects:
-            return cls(tx, book, Directory(), {}, 0)
-        directory = await Directory.of_names(tx.conn, names, addresses)
-        leavers = any(known.state is PersonState.DEPARTED for known in directory.by_id.values())
-        if not leavers and not any(isinstance(s, IdentityEvent) for s in statements):
-            return cls(tx, book, directory, {}, 0)
-        open_cases = await cases.unfinished_of(tx.conn, directory.by_id)
         enough = book.rules.max_leavers + 200  # beyond the limit the exact number changes nothing
-        recent = await cases.opened_since(tx.conn, tx.now - book.window.total_seconds(), enough)
-        return cls(tx, book, directory, open_cases, recent)
+        since = (tx.now - book.window.total_seconds(), enough)
+        seen, ((recent,),), *found = await look_up(
+            tx.conn,
+            [(inbox.SEEN, list(set(keys))), (OPENED_SINCE, [since]), *Directory.names(names, addresses)],
+        )
+        directory = await Directory.of_found(tx.conn, found)
+        open_cases = await cases.unfinished_of(tx.conn, directory.by_id)
+        return {(source, key) for source, key in seen}, cls(tx, book, directory, open_cases, recent)
 
     def person(self, person_id: str) -> Known:
-        """Return somebody whom an operator names. Raises UsageError."""
+        """The person whom an operator named. Raises UsageError."""
         known = self.directory.by_id.get(person_id)
         if known is None:
-            raise UsageError(f"there is no person {person_id}", advice="Search by exact id, alias or e-mail address.")
+            raise UsageError(f"no person {person_id} is known", advice="Look for them with `offboard case list`.")
         return known
 
     def take(self, delivery_id: str, received: Received, statement: Statement) -> EventRow:

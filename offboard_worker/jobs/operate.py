@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from offboard_worker.core.case import State, Step, TargetState, can
-from offboard_worker.core.credential import SETTLED
-from offboard_worker.core.person import Person
-from offboard_worker.errors import UsageError
+from offboard_worker.core.case import FINISHED, State, Step, TargetState, can
+from offboard_worker.core.credential import SETTLED, Action
+from offboard_worker.core.person import Person, PersonState
+from offboard_worker.errors import DenylistUnavailable, UsageError
 from offboard_worker.jobs import intake
 from offboard_worker.jobs.context import JobContext
 from offboard_worker.jobs.events import follow_up
+from offboard_worker.jobs.intake import Accepted
 from offboard_worker.store import cases, credentials
 from offboard_worker.store.cases import CaseRow
 from offboard_worker.store.database import Transaction, new_id
-from offboard_worker.store.people import search
+from offboard_worker.store.people import Directory, search
+
+log = logging.getLogger(__name__)
 
 
 async def find_person(ctx: JobContext, name: str) -> Person:
@@ -52,9 +57,18 @@ async def open_case(ctx: JobContext, name: str, who: str, reason: str) -> str:
         )
     async with ctx.store.write() as tx:
         accepted = await intake.open_case(tx, person.id, who, reason or "opened by an operator", ctx.book)
+        await tx.send()  # this transaction's own reads see the case only then
         case = (await cases.unfinished_of(tx.conn, [person.id]))[person.id]
-    await follow_up(ctx, accepted)
+    await _hand_over(ctx, accepted)
     return case.id
+
+
+async def _hand_over(ctx: JobContext, accepted: Accepted) -> None:
+    """Push, confirm and queue. What Redis can't take now is on record: the schedule and the reconciler do it."""
+    try:
+        await follow_up(ctx, accepted)
+    except DenylistUnavailable as error:
+        log.warning("on record, and pending until Redis is back: %s", error)
 
 
 async def approve(ctx: JobContext, case_id: str, who: str) -> CaseRow:
@@ -64,7 +78,7 @@ async def approve(ctx: JobContext, case_id: str, who: str) -> CaseRow:
         if not can(case.state, Step.APPROVE):
             raise UsageError(f"case {case_id} is {case.state.value}: only a held case waits for an approval")
         case = await cases.move(tx, case, Step.APPROVE, who, "approved", approved_by=who)
-    await ctx.submit([case_id])
+    await _hand_over(ctx, Accepted(cases=[case_id]))
     return case
 
 
@@ -80,24 +94,26 @@ async def retry(ctx: JobContext, case_id: str, who: str) -> list[str]:
             )
         if case.state in (State.ATTENTION, State.VERIFIED):
             await cases.move(tx, case, Step.RETRY, who, "retried by an operator")
-        elif case.state not in (State.REVOKING, State.REINSTATED):
+        elif case.state is not State.REVOKING and case.state not in FINISHED:
             raise UsageError(f"case {case_id} is {case.state.value}: it can't be retried")
         for name in again:
             await cases.set_target(
                 tx, case_id, name, state=TargetState.PENDING.value, next_attempt_at=None, error="", advice=""
             )
         tx.record("case.retried", who, case_id, {"connectors": again})
-    await ctx.submit([case_id])
+    await _hand_over(ctx, Accepted(cases=[case_id]))
     return again
 
 
 async def _unsettled(tx: Transaction, case: CaseRow) -> list[str]:
     """The connectors whose part did not finish, or that left a credential behind that is not settled."""
-    unfinished = {
-        part.connector for part in await cases.targets_of(tx.conn, case.id) if part.state is not TargetState.DONE
-    }
+    parts = await cases.targets_of(tx.conn, case.id)
+    if case.state in FINISHED:  # a finished case owes nothing but to restore
+        parts = [part for part in parts if part.action is Action.RESTORE]
+    unfinished = {part.connector for part in parts if part.state is not TargetState.DONE}
     held = await credentials.held_by_case(tx.conn, case.id)
-    return sorted(unfinished | {one.credential.connector for one in held if one.strength not in SETTLED})
+    unsettled = {one.credential.connector for one in held if one.strength not in SETTLED}
+    return sorted(unfinished | (unsettled & {part.connector for part in parts}))
 
 
 async def cancel(ctx: JobContext, case_id: str, who: str, reason: str, *, reinstate: bool) -> CaseRow:
@@ -105,14 +121,20 @@ async def cancel(ctx: JobContext, case_id: str, who: str, reason: str, *, reinst
     async with ctx.store.write() as tx:
         case = await find_case(tx.conn, case_id)
         if reinstate:
+            person = (await Directory.of_ids(tx.conn, [case.person_id])).by_id[case.person_id]
+            if person.state is not PersonState.DEPARTED:
+                raise UsageError(
+                    f"{person.id} works here: there is nobody to reinstate",
+                    advice="`offboard case retry` restores what a reinstatement left undone.",
+                )
             accepted = await intake.reinstate(tx, case.person_id, who, reason or "a mistake", ctx.book)
         elif can(case.state, Step.CANCEL):
             await cases.move(tx, case, Step.CANCEL, who, reason)
-            accepted = intake.Accepted()
+            accepted = Accepted()
         else:
             raise UsageError(f"case {case_id} is {case.state.value}: there is nothing left to cancel")
         case = await find_case(tx.conn, case_id)
-    await follow_up(ctx, accepted)
+    await _hand_over(ctx, accepted)
     return case
 
 

@@ -7,7 +7,9 @@ enqueuing twice is harmless, and re-running a failed job from rq-dashboard, the 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from redis import Redis
@@ -29,6 +31,11 @@ QUEUES: Final = (CONTAIN, REVOKE, MAINTAIN)
 
 _FUNCTIONS: Final = "offboard_worker.worker"
 _ALIVE: Final = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED})
+HEARTBEAT: Final = 5
+"""Seconds after which a running job's worker says again that it lives."""
+_SILENT: Final = 4 * HEARTBEAT
+_OVERDUE: Final = 10
+"""Seconds after which a job that its worker, or RQ's scheduler, should have moved on is taken for lost."""
 DONE_FOR: Final = 300
 """Seconds for which a finished job stays to be looked at."""
 FAILED_FOR: Final = 90 * 24 * 3600
@@ -118,9 +125,27 @@ class Queues:
             return None
 
     def alive(self, job_id: str) -> bool:
-        """Say whether the queue still means to run this job by itself."""
+        """Say whether the queue will run this job by itself. RQ's own word is not enough: its worker may be dead.
+
+        A worker that was killed leaves its job `started`, or `queued` and in no queue; RQ's scheduler that was killed
+        leaves it `scheduled`. RQ notices after minutes. A job that is run twice for a wrong guess does no harm.
+        """
         job = self.job(job_id)
-        return job is not None and job.get_status() in _ALIVE
+        if job is None:
+            return False
+        match job.get_status():
+            case JobStatus.STARTED:
+                seen = job.last_heartbeat or job.started_at
+                return seen is None or _seconds_since(seen) < _SILENT
+            case JobStatus.SCHEDULED:
+                due = self.redis.zscore(self.queue(job.origin).scheduled_job_registry.key, job_id)
+                return due is not None and time.time() - float(due) < _OVERDUE
+            case JobStatus.QUEUED:
+                if job.enqueued_at is None or _seconds_since(job.enqueued_at) < _OVERDUE:
+                    return True
+                return self.redis.lpos(self.queue(job.origin).key, job_id) is not None
+            case status:
+                return status in _ALIVE
 
     def forget(self, job_id: str) -> None:
         """Drop a job, so that it can be queued afresh: its worker died, or an operator wants it now."""
@@ -135,6 +160,10 @@ class Queues:
             for name, queue in self._queues.items()
             for job_id in FailedJobRegistry(queue=queue).get_job_ids()
         ]
+
+
+def _seconds_since(moment: datetime) -> float:
+    return (datetime.now(UTC) - moment).total_seconds()
 
 
 def wait_longer(job: Job | None, seconds: float) -> None:

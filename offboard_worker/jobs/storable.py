@@ -15,6 +15,8 @@ from offboard_worker.core.person import Subject
 from offboard_worker.sources.source import Learned, Statement
 
 KEY, VENDOR_TYPE, ALIAS, EMAIL = 512, 128, 512, 320
+QUOTED = 640
+"""How much of a denial's key (1024) a name may take; the rest is the issuer's."""
 
 
 def storable(statement: Statement) -> Statement:
@@ -38,9 +40,9 @@ def storable(statement: Statement) -> Statement:
 def _subject(subject: Subject) -> Subject:
     return Subject(
         subject.system,
-        None if subject.id is None else _alias(subject.id),
-        tuple(_fit(email, EMAIL) for email in subject.emails),
-        tuple(_alias(login) for login in subject.logins),
+        None if subject.id is None else _name(subject.id, ALIAS),
+        tuple(_name(email, EMAIL) for email in subject.emails),
+        tuple(_name(login, ALIAS) for login in subject.logins),
         _without_nul(subject.name),
     )
 
@@ -49,9 +51,10 @@ def _without_nul(text: str) -> str:
     return text.replace("\0", "\ufffd") if "\0" in text else text
 
 
-def _alias(text: str) -> str:
-    """Fit an id or login. A denial's key percent-encodes what isn't ASCII, up to twelve characters for one."""
-    longest = ALIAS if text.isascii() or len(quote(text)) <= ALIAS else 0
+def _name(text: str, longest: int) -> str:
+    """Fit an id, login or address. A denial's key percent-encodes it: up to twelve characters for one, and has room."""
+    if len(text) * 12 > QUOTED and len(quote(text)) > QUOTED:
+        longest = 0
     return _fit(text, longest)
 
 

@@ -36,6 +36,10 @@ class DenyView(Protocol):
     def lease_left(self) -> float:
         """Seconds for which it still holds, 0 or less if it doesn't."""
 
+    @property
+    def stale_for(self) -> float:
+        """Seconds since it ran out: 0 while it holds, infinity where there never was one."""
+
     def denied(self, identity: TokenIdentity) -> Fact | None:
         """The fact that makes the token dead, None if nothing does."""
 
@@ -61,6 +65,7 @@ class Flight:
     token: VerifiedToken | None = None
     rule: Rule | None = None
     cut: str | None = None
+    allowed_as: str = "ok"  # the reason in the access log and the metric: `stale-lease` is the exception
 
     def end(self, reason: str) -> bool:
         """Cut the flight unless it is cut already; say whether this call did it."""
@@ -151,22 +156,22 @@ class Admission:
                 Refusal("keys-unavailable", "the issuer's keys can't be had now", 503), retry_after=5
             ) from error
         self.flights.add(flight)
+        rule = target if isinstance(target, Refusal) else self._roles.decide(flight.token.roles, target, method)
+        flight.rule = None if isinstance(rule, Refusal) else rule  # its stale policy counts in the check
         self.check(flight)
         if isinstance(target, Refusal):
             raise Refused(target)
-        rule = self._roles.decide(flight.token.roles, target, method)
         if isinstance(rule, Refusal):
             raise Refused(
                 rule, advice="Ask for a role that names this upstream, method and path." * (rule.status == 403)
             )
-        flight.rule = rule
         return target
 
     def check(self, flight: Flight) -> None:
         """Refuse a flight that may not go on now: without a fresh lease, or denied. Called after each await."""
         if flight.cut is not None:
             raise Refused(Refusal(flight.cut, "the request was cut", 401 if flight.cut == "revoked" else 503))
-        if not self._view.fresh:
+        if not self._view.fresh and self._outlived(flight):
             raise Refused(
                 Refusal("lease-expired", "the proxy can't tell who has been revoked just now", 503),
                 error="denylist-unavailable",
@@ -179,6 +184,13 @@ class Admission:
                 error="revoked",
                 advice="If this is a mistake, ask your administrators to reinstate you.",
             )
+
+    def _outlived(self, flight: Flight) -> bool:
+        """Say whether the lease ran out longer ago than the flight's route allows; most allow nothing."""
+        if flight.rule is None or self._view.stale_for >= flight.rule.stale:
+            return True
+        flight.allowed_as = "stale-lease"
+        return False
 
     def still(self, flight: Flight) -> bool:
         """Say whether a stream may go on, and cut it if it may not: asked between its pieces."""
@@ -221,7 +233,9 @@ class Admission:
         while True:
             left = self._view.lease_left
             if not self._view.fresh or left <= 0:
-                self.cut_all("lease-expired")
+                for flight in self.flights:
+                    if self._outlived(flight):
+                        self._cut(flight, "lease-expired")
                 await asyncio.sleep(0.05)
                 continue
             if not self._outlive:

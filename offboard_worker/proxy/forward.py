@@ -141,7 +141,7 @@ class Forwarder:
         if exchange.has_body and not exchange.request.content.is_eof():
             response.force_close()  # answered before the upload's end
         line = exchange.line
-        line.status, line.decision, line.reason = answer.status, "allowed", "ok"
+        line.status, line.decision, line.reason = answer.status, "allowed", flight.allowed_as
         self._metrics.duration.labels(upstream.name).observe(time.monotonic() - line.started)
         await response.prepare(exchange.request)
         try:

@@ -55,6 +55,7 @@ class Rule:
     methods: frozenset[str]
     patterns: tuple[re.Pattern[str], ...]
     unsafe_paths: bool
+    stale: float = 0.0  # seconds for which the route is served after the lease ran out
 
     def allows(self, target: Target, method: str) -> bool:
         return (
@@ -148,5 +149,14 @@ def _rules(role: str, settings: RoleSettings) -> list[Rule]:
             if method != "*" and (not _METHOD.fullmatch(method) or method in _NEVER):
                 raise ConfigError(f"roles.{role} names the method {method!r}, which is never forwarded")
         patterns = tuple(compile_path(path) for path in rule.paths)
-        rules.append(Rule(role, rule.upstream, frozenset(rule.methods), patterns, rule.unsafe_paths))
+        rules.append(
+            Rule(
+                role,
+                rule.upstream,
+                frozenset(rule.methods),
+                patterns,
+                rule.unsafe_paths,
+                rule.stale_policy.total_seconds(),
+            )
+        )
     return rules

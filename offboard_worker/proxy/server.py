@@ -36,8 +36,6 @@ from offboard_worker.proxy.websocket import Tunnels
 
 log = logging.getLogger(__name__)
 
-CLOSE_AGAIN = 1.0
-
 
 class ProxyServer:
     """One proxy replica: `async with ProxyServer(…) as proxy` serves at `proxy.url` until the block is left."""
@@ -99,7 +97,7 @@ class ProxyServer:
             lambda: len(self.admission.flights), lambda: self.replica.lease_left, lambda: self.replica.applied
         )
         await self.replica.start()
-        ending.push_async_callback(self._leave_denylist)
+        ending.push_async_callback(self.replica.close)
         self.admission.start()
         ending.push_async_callback(self.admission.close)
         self._entrance = Entrance(
@@ -123,14 +121,6 @@ class ProxyServer:
         await runner.setup()
         ending.push_async_callback(self._drain, runner, entrance)
         return await _bind(runner, self._settings.listen, reuse_port=self._reuse_port)
-
-    async def _leave_denylist(self) -> None:
-        """End the replica. Up to Python 3.11 `asyncio.wait_for`, which redis-py uses, can swallow a cancellation."""
-        try:
-            async with asyncio.timeout(CLOSE_AGAIN):
-                await self.replica.close()
-        except TimeoutError:
-            await self.replica.close()
 
     async def _drain(self, runner: web.ServerRunner, entrance: Entrance) -> None:
         """Stop accepting, wait for requests in flight, cut the rest."""

@@ -66,7 +66,7 @@ class Tunnels:
             exchange.websocket = True
             await near.prepare(exchange.request)
             line = exchange.line
-            line.status, line.decision, line.reason = 101, "allowed", "ok"
+            line.status, line.decision, line.reason = 101, "allowed", flight.allowed_as
             await self._both_ways(exchange, flight, near, far, upstream.mask)
         except asyncio.CancelledError:
             if flight.cut is not None and near.prepared:

@@ -11,16 +11,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
-from offboard_worker.core.event import IdentityEvent, Ignored
-from offboard_worker.core.person import Subject
 from offboard_worker.errors import OffboardError, StoreUnavailable
 from offboard_worker.jobs.intake import Accepted, Arrival, Rulebook, accept
 from offboard_worker.receiver.group_commit import GroupCommit, Shared
 from offboard_worker.receiver.metrics import Metrics
-from offboard_worker.sources.source import Chore, Learned, Statement
 from offboard_worker.store.database import RowRefused, Store
 
 log = logging.getLogger("offboard_worker.receiver")
@@ -56,8 +52,6 @@ class Acceptance:
 
     async def take(self, arrival: Arrival) -> None:
         """Return once the delivery is durable and what it decided was handed on. Raises StoreUnavailable."""
-        if b"\\u0000" in arrival.received.body or b"\x00" in arrival.received.body:
-            arrival = replace(arrival, statements=tuple(_storable(s) for s in arrival.statements))
         await self._group.submit(arrival)
 
     async def close(self) -> None:
@@ -143,48 +137,3 @@ def _words(error: Exception) -> str:
 
 def _slug(error: Exception) -> str:
     return error.reason if isinstance(error, OffboardError) else "fault"
-
-
-def _storable(statement: Statement) -> Statement:
-    """Replace NUL characters, which PostgreSQL can't hold in a text: an odd name must not save a leaver."""
-    match statement:
-        case IdentityEvent():
-            detail = {_clean(name): _clean(value) for name, value in statement.detail.items()}
-            return replace(
-                statement,
-                key=_clean(statement.key),
-                subject=_named(statement.subject),
-                vendor_type=_clean(statement.vendor_type),
-                detail=detail,
-            )
-        case Learned():
-            return replace(
-                statement,
-                key=_clean(statement.key),
-                subject=_named(statement.subject),
-                vendor_type=_clean(statement.vendor_type),
-            )
-        case Ignored():
-            return replace(
-                statement,
-                key=_clean(statement.key),
-                reason=_clean(statement.reason),
-                vendor_type=_clean(statement.vendor_type),
-            )
-        case Chore():
-            argument = {_clean(name): _clean(value) for name, value in statement.argument.items()}
-            return replace(statement, key=_clean(statement.key), name=_clean(statement.name), argument=argument)
-
-
-def _named(subject: Subject) -> Subject:
-    return replace(
-        subject,
-        id=None if subject.id is None else _clean(subject.id),
-        emails=tuple(_clean(address) for address in subject.emails),
-        logins=tuple(_clean(login) for login in subject.logins),
-        name=_clean(subject.name),
-    )
-
-
-def _clean(text: str) -> str:
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")

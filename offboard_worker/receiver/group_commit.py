@@ -19,6 +19,9 @@ Result = TypeVar("Result")
 
 CAP = 256
 """Items in one commit at most."""
+GATHER = 0.001
+"""Seconds that a commit waits for those who were just answered, if there were several: half as many commits in turn."""
+SEVERAL = 8
 WAITING = 8192
 """Items that may wait: beyond that the store is not keeping up, and the sender had better come back."""
 
@@ -71,10 +74,14 @@ class GroupCommit(Generic[Item, Result]):
             await asyncio.wait(set(self._tasks))
 
     async def _run(self) -> None:
+        several = False
         try:
             while self._waiting:
+                if several and len(self._waiting) < self._cap:
+                    await asyncio.sleep(GATHER)
                 batch = [self._waiting.popleft() for _ in range(min(self._cap, len(self._waiting)))]
                 await self._take(batch)
+                several = len(batch) >= SEVERAL
         finally:
             self._runner = None
             while self._waiting:  # only where this task itself was cancelled

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from offboard_worker.core.case import FINISHED, State, Step, TargetState, advance, conclude
 from offboard_worker.core.credential import Action, Strength
 from offboard_worker.store.database import Transaction
-from offboard_worker.store.direct import Insert
+from offboard_worker.store.direct import Insert, Query, look_up
 from offboard_worker.store.schema import cases, evidence, targets, tasks
 
 
@@ -112,11 +112,14 @@ async def many(
     return [_case(row) for row in await conn.execute(query)]
 
 
-async def opened_since(conn: AsyncConnection, since: float, enough: int | None = None) -> int:
+_OPENED = "SELECT count(*) FROM (SELECT 1 FROM cases WHERE opened_at >= {} AND opened_by LIKE 'source:%' LIMIT {}) AS c"
+OPENED_SINCE = Query(_OPENED.format("?", "?"), _OPENED.format("$1::float8", "$2::int8"))
+
+
+async def opened_since(conn: AsyncConnection, since: float, enough: int = 2**31) -> int:
     """How many cases sources have opened since then: what the guard counts. Counting stops at `enough`."""
-    found = select(cases.c.id).where(cases.c.opened_at >= since, cases.c.opened_by.like("source:%"))
-    query = select(func.count()).select_from(found.limit(enough).subquery())
-    return int((await conn.execute(query)).scalar_one())
+    ((row,),) = await look_up(conn, [(OPENED_SINCE, [(since, enough)])])
+    return int(row[0])
 
 
 async def targets_of(conn: AsyncConnection, case_id: str) -> list[TargetRow]:
@@ -130,8 +133,10 @@ async def target(conn: AsyncConnection, case_id: str, connector: str) -> TargetR
     return None if row is None else _target(row)
 
 
-async def unfinished_targets(conn: AsyncConnection, now: float) -> list[TargetRow]:
-    """Work that is to be done now by the store's word, whatever the queue remembers."""
+async def unfinished_targets(
+    conn: AsyncConnection, now: float, case_ids: Sequence[str] | None = None
+) -> list[TargetRow]:
+    """Work that is to be done now by the store's word, whatever the queue remembers; of these cases only, if given."""
     query = (
         select(targets)
         .join(cases, cases.c.id == targets.c.case_id)
@@ -140,12 +145,14 @@ async def unfinished_targets(conn: AsyncConnection, now: float) -> list[TargetRo
             # A case that needs attention because of one connector still has the others to finish; a restoration is
             # owed by a finished case too.
             cases.c.state.in_([State.REVOKING, State.ATTENTION, State.REINSTATED, State.VERIFIED])
-            | ((targets.c.action == Action.RESTORE) & (cases.c.state == State.CLOSED)),
+            | ((targets.c.action == Action.RESTORE) & cases.c.state.in_([State.CLOSED, State.CANCELLED])),
             (targets.c.next_attempt_at.is_(None)) | (targets.c.next_attempt_at <= now),
         )
         .order_by(cases.c.opened_at)
         .limit(2000)
     )
+    if case_ids is not None:
+        query = query.where(targets.c.case_id.in_(case_ids))
     return [_target(row) for row in await conn.execute(query)]
 
 
@@ -227,7 +234,9 @@ def summary(strengths: Sequence[Strength], open_tasks: int) -> str:
     counts: Mapping[Strength, int] = {s: strengths.count(s) for s in Strength}
     total = len(strengths)
     if not total:
-        return "no credentials found" + (f", {open_tasks} tasks for a person" if open_tasks else "")
+        return "no credentials found" + (
+            f", {open_tasks} task{'s' if open_tasks > 1 else ''} for a person" if open_tasks else ""
+        )
     words = [f"{counts[Strength.VERIFIED]} of {total} credentials verified gone"]
     words += [
         f"{counts[s]} {s.value}" for s in (Strength.ACKNOWLEDGED, Strength.ATTESTED, Strength.FAILED) if counts[s]

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from offboard_worker.core.chain import GENESIS, canonical_text, seal
 from offboard_worker.denylist.facts import Entry, Fact
 from offboard_worker.errors import ConfigError, StoreUnavailable
-from offboard_worker.store.direct import Insert, Row, insert_all
+from offboard_worker.store.direct import Insert, Query, Row, begin_write, insert_all
 from offboard_worker.store.schema import REVISION, audit, counters, denial_facts, denials
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -88,13 +88,15 @@ def _tune_sqlite(engine: AsyncEngine, durable: bool) -> None:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
         cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA wal_autocheckpoint=40000")
         cursor.execute("PRAGMA busy_timeout=15000")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
         writes = connection.get_execution_options().get("offboard_writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if writes != "direct":  # `Store.write` begins by itself
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _tune_postgres_for_benchmark(engine: AsyncEngine) -> None:
@@ -185,7 +187,18 @@ class Transaction:
 _DENIALS, _AUDIT = Insert(denials), Insert(audit)
 _FACTS, _COUNTERS = Insert(denial_facts, ("key",)), Insert(counters, ("name",))
 # In one order always: writers that lock the two rows crosswise would wait for each other for ever.
-_HEADS = select(counters.c.name, counters.c.value, counters.c.text).order_by(counters.c.name).with_for_update()
+_HEADS = Query(
+    "SELECT name, value, text FROM counters", "SELECT name, value, text FROM counters ORDER BY name FOR UPDATE"
+)
+
+
+async def _heads(conn: AsyncConnection) -> dict[str, tuple[int, str]]:
+    """Take the counters' rows, which lets writers follow one another."""
+    if conn.dialect.name == "sqlite":
+        rows: Iterable[Any] = await begin_write(conn, _HEADS)
+    else:
+        rows = await conn.exec_driver_sql(_HEADS.postgres)  # by SQLAlchemy: it begins the transaction
+    return {name: (value, text) for name, value, text in rows}
 
 
 async def upsert(conn: AsyncConnection, table: Any, rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> None:
@@ -233,10 +246,9 @@ class Store:
         """One serialised, durable write. Raises StoreUnavailable; then nothing of it happened."""
         try:
             async with self.engine.connect() as conn:
-                conn = await conn.execution_options(offboard_writes=True)
+                conn = await conn.execution_options(offboard_writes="direct")
                 async with conn.begin():
-                    heads = {row.name: (row.value, row.text) for row in await conn.execute(_HEADS)}
-                    transaction = Transaction(conn, self.clock(), heads)
+                    transaction = Transaction(conn, self.clock(), await _heads(conn))
                     yield transaction
                     await transaction.flush()
         except Exception as error:

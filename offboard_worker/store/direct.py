@@ -103,28 +103,55 @@ class Lookup:
         return f"{self._select} unnest({arrays}) AS k({names}) JOIN {self.table.name} AS t ON {match}"
 
 
+@dataclass(frozen=True)
+class Query:
+    """A query in both databases' own words, for what a Lookup can't say. It is asked with one row of parameters."""
+
+    sqlite: str
+    postgres: str
+
+
 async def driver(conn: AsyncConnection) -> Any:
     """The driver's own connection (aiosqlite's or asyncpg's), inside the transaction that SQLAlchemy began."""
     return (await conn.get_raw_connection()).driver_connection
 
 
-async def look_up(conn: AsyncConnection, wanted: Sequence[tuple[Lookup, Sequence[Row]]]) -> list[list[Row]]:
+async def look_up(conn: AsyncConnection, wanted: Sequence[tuple[Lookup | Query, Sequence[Row]]]) -> list[list[Row]]:
     """Answer several look-ups at once, in order. Raises the driver's errors: `Store.write` makes them ours."""
     raw = await driver(conn)
     if conn.dialect.name == "postgresql":
         return [
-            await raw.fetch(look.postgres, *(list(column) for column in zip(*keys, strict=True))) if keys else []
+            await raw.fetch(look.postgres, *(keys[0] if isinstance(look, Query) else _columns(keys))) if keys else []
             for look, keys in wanted
         ]
-    work = [
-        (look.sqlite, [json.dumps(keys if len(look.keys) > 1 else [key for (key,) in keys])]) if keys else None
-        for look, keys in wanted
-    ]
+    work = [(look.sqlite, _sqlite_parameters(look, keys)) if keys else None for look, keys in wanted]
     found: list[list[Row]] = await raw._execute(_read, raw._conn, work)
     return found
 
 
-def _read(db: sqlite3.Connection, work: Sequence[tuple[str, list[Any]] | None]) -> list[list[Row]]:
+def _columns(rows: Sequence[Row]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _sqlite_parameters(look: Lookup | Query, keys: Sequence[Row]) -> Row:
+    if isinstance(look, Query):
+        return keys[0]
+    return (json.dumps(keys if len(look.keys) > 1 else [key for (key,) in keys]),)
+
+
+async def begin_write(conn: AsyncConnection, heads: Query) -> list[Row]:
+    """Begin SQLite's one write transaction and read the counters, in one visit to the connection's thread."""
+    raw = await driver(conn)
+    found: list[Row] = await raw._execute(_begin, raw._conn, heads.sqlite)
+    return found
+
+
+def _begin(db: sqlite3.Connection, heads: str) -> list[Row]:
+    db.execute("BEGIN IMMEDIATE")
+    return db.execute(heads).fetchall()
+
+
+def _read(db: sqlite3.Connection, work: Sequence[tuple[str, Row] | None]) -> list[list[Row]]:
     return [[] if one is None else db.execute(*one).fetchall() for one in work]
 
 
@@ -134,7 +161,7 @@ async def insert_all(conn: AsyncConnection, writes: Sequence[tuple[Insert, Seque
     if conn.dialect.name == "postgresql":
         for into, rows in writes:
             if rows:
-                await raw.execute(into.postgres, *(list(column) for column in zip(*rows, strict=True)))
+                await raw.execute(into.postgres, *_columns(rows))
         return
     work = [statement for into, rows in writes if rows for statement in into.sqlite(rows)]
     await raw._execute(_write, raw._conn, work)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from offboard_worker.core.person import Person, PersonState, normal_email
 from offboard_worker.store.database import Transaction, new_id
-from offboard_worker.store.direct import Insert, Lookup, Row, look_up
+from offboard_worker.store.direct import Insert, Lookup, Query, Row, look_up
 from offboard_worker.store.schema import aliases, emails, people, standings
 
 T = TypeVar("T")
@@ -99,12 +99,17 @@ class Directory:
         cls, conn: AsyncConnection, names: Iterable[tuple[str, str]], addresses: Iterable[str]
     ) -> Directory:
         """Read everybody who has one of these (system, alias) pairs or one of these addresses."""
+        return await cls.of_found(conn, await look_up(conn, cls.names(names, addresses)))
+
+    @staticmethod
+    def names(names: Iterable[tuple[str, str]], addresses: Iterable[str]) -> list[tuple[Lookup | Query, Sequence[Row]]]:
+        """The look-ups whose answers `of_found` wants."""
         mail = {normal_email(address) for address in addresses if address}
-        wanted: list[tuple[Lookup, Sequence[Row]]] = [
-            (BY_ALIAS, list(set(names))),
-            (BY_EMAIL, [(address,) for address in mail]),
-        ]
-        return await cls.of_ids(conn, {row[0] for rows in await look_up(conn, wanted) for row in rows})
+        return [(BY_ALIAS, list(set(names))), (BY_EMAIL, [(address,) for address in mail])]
+
+    @classmethod
+    async def of_found(cls, conn: AsyncConnection, found: Iterable[Sequence[Row]]) -> Directory:
+        return await cls.of_ids(conn, {row[0] for rows in found for row in rows})
 
     @classmethod
     async def of_ids(cls, conn: AsyncConnection, ids: Iterable[str]) -> Directory:

@@ -53,9 +53,9 @@ def test_nothing_is_revoked_before_it_is_contained() -> None:
 
 
 def test_a_held_case_goes_on_by_approval_alone() -> None:
-    assert {step for (before, step), after in TRANSITIONS.items() if before is State.HELD and after is State.REVOKING} == {
-        Step.APPROVE
-    }
+    assert {
+        step for (before, step), after in TRANSITIONS.items() if before is State.HELD and after is State.REVOKING
+    } == {Step.APPROVE}
 
 
 DONE = TargetState.DONE

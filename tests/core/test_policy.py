@@ -55,7 +55,9 @@ TABLE = {
 
 
 def test_the_table_names_every_combination() -> None:
-    assert set(TABLE) == {(kind, state, protected) for kind in E for state in PersonState for protected in (False, True)}
+    assert set(TABLE) == {
+        (kind, state, protected) for kind in E for state in PersonState for protected in (False, True)
+    }
 
 
 @pytest.mark.parametrize(("kind", "state", "protected"), TABLE)

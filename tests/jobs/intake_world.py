@@ -42,7 +42,11 @@ def book(**rules: object) -> Rulebook:
 
 
 def subject(who: str, system: str = "okta", **changes: object) -> Subject:
-    values: dict[str, object] = {"id": f"{system}-{who}", "emails": (f"{who}@example.com",), "logins": (f"{who}.login",)}
+    values: dict[str, object] = {
+        "id": f"{system}-{who}",
+        "emails": (f"{who}@example.com",),
+        "logins": (f"{who}.login",),
+    }
     return Subject(system, **{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -56,7 +60,9 @@ def event(
 ) -> IdentityEvent:
     """Say something about somebody; `at` is in seconds from T0."""
     whom = who if isinstance(who, Subject) else subject(who, "okta" if source == "okta-main" else "entra")
-    return IdentityEvent(source, key or f"k{next(_keys)}", kind, whom, datetime.fromtimestamp(T0 + at, UTC), "vendor.type")
+    return IdentityEvent(
+        source, key or f"k{next(_keys)}", kind, whom, datetime.fromtimestamp(T0 + at, UTC), "vendor.type"
+    )
 
 
 @dataclass
@@ -73,7 +79,7 @@ class Company:
         for delivery in deliveries:
             statements = tuple(delivery) if isinstance(delivery, list | tuple) else (delivery,)
             source = getattr(statements[0], "source", "okta-main")
-            arrivals.append(Arrival(Received(source, "POST", {}, b"{}", T0 + received), statements))  # type: ignore[arg-type]
+            arrivals.append(Arrival(Received(source, "POST", {}, b"{}", T0 + received), statements))
         async with self.store.write() as tx:
             done = await accept(tx, arrivals, self.book)
         self.accepted.append(done)

@@ -61,12 +61,15 @@ async def test_a_leaver_is_denied_by_every_name_and_gets_a_case_in_one_transacti
 
 
 async def test_nothing_of_a_batch_is_kept_if_the_transaction_fails(company: Company) -> None:
-    with pytest.raises(RuntimeError):
+    async def half_way() -> None:
         async with company.store.write() as tx:
             received = inbox.Received("okta-main", "POST", {}, b"", T0)
             await intake.accept(tx, [intake.Arrival(received, (event(E.ACCOUNT_DISABLED, "ada"),))], BOOK)
             await tx.flush()
-            raise RuntimeError
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        await half_way()
     async with company.store.read() as conn:
         for table in (people, events, deliveries):
             assert (await conn.execute(select(table))).all() == []
@@ -164,7 +167,11 @@ async def test_of_two_that_happened_at_once_the_departure_stands(company: Compan
 
 @pytest.mark.parametrize("together", [True, False])
 async def test_disabled_enabled_and_disabled_again(company: Company, together: bool) -> None:
-    said = [event(E.ACCOUNT_DISABLED, "ada", 1), event(E.ACCOUNT_ENABLED, "ada", 2), event(E.ACCOUNT_DISABLED, "ada", 3)]
+    said = [
+        event(E.ACCOUNT_DISABLED, "ada", 1),
+        event(E.ACCOUNT_ENABLED, "ada", 2),
+        event(E.ACCOUNT_DISABLED, "ada", 3),
+    ]
     if together:
         await company.hears(*said)
     else:
@@ -549,7 +556,9 @@ async def test_a_closed_case_is_restored_and_its_work_is_not_lost(company: Compa
     assert case.state is State.CLOSED
     async with company.store.read() as conn:
         work = await cases.unfinished_targets(conn, T0 + 1e6)
-    assert sorted((part.connector, part.action.value) for part in work) == [(n, "restore") for n in sorted(BOOK.connectors)]
+    assert sorted((part.connector, part.action.value) for part in work) == [
+        (n, "restore") for n in sorted(BOOK.connectors)
+    ]
 
 
 async def test_an_operator_who_names_nobody_is_told_so(company: Company) -> None:
@@ -563,7 +572,7 @@ async def test_an_operator_who_names_nobody_is_told_so(company: Company) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["a\0da", "ada" * 400, "дядя" * 60, "😀" * 300, "O'Brien \"x\" \\", "ada\n", "%00", "\u202eada"]
+    "name", ["a\0da", "ada" * 400, "a b" * 170, "дядя" * 60, "😀" * 300, 'O\'Brien "x" \\', "ada\n", "%00", "\u202eada"]
 )
 async def test_an_odd_name_costs_nobody_a_leaver(company: Company, name: str) -> None:
     """One row that the database refuses would take everybody in its batch along."""

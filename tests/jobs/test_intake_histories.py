@@ -41,7 +41,9 @@ class Outcome:
     denied: frozenset[str]
 
 
-said = st.tuples(st.sampled_from(KINDS), st.sampled_from(["ada", "bob"]), st.integers(0, 6), st.sampled_from(list(SOURCES)))
+said = st.tuples(
+    st.sampled_from(KINDS), st.sampled_from(["ada", "bob"]), st.integers(0, 6), st.sampled_from(list(SOURCES))
+)
 histories = st.lists(said, min_size=1, max_size=9).map(
     lambda all_: [event(k, who, at, source=source, key=f"k{n}") for n, (k, who, at, source) in enumerate(all_)]
 )
@@ -95,7 +97,9 @@ async def _outcome(company: Company, batches: Sequence[Sequence[IdentityEvent]])
 
 
 @given(history=histories, data=st.data())
-@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck)
+)
 @pytest.mark.integration
 def test_every_order_and_batching_ends_in_the_same_state(
     sqlite_template: Path, history: list[IdentityEvent], data: st.DataObject

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from offboard_worker.config import ProxySettings
+from offboard_worker.config import ProxySettings, RoleSettings
 from offboard_worker.denylist.facts import Fact, TokenIdentity, first_killer, person_key, token_key
 from offboard_worker.proxy.admission import Admission, Flight, Refused
 from offboard_worker.proxy.keys import ensure_signing_key
@@ -37,6 +37,10 @@ class View:
     @property
     def fresh(self) -> bool:
         return self.lease_left > 0
+
+    @property
+    def stale_for(self) -> float:
+        return max(0.0, -self.lease_left)
 
     def denied(self, identity: TokenIdentity) -> Fact | None:
         self.asked += 1
@@ -176,3 +180,28 @@ async def test_who_is_revoked_learns_nothing_about_roles_or_paths(gate: Gate) ->
     gate.view.facts[person_key("ada")] = Fact(person_key("ada"), denied=True)
     for path in ("/api/v1/x", "/api/v2/x", "/nowhere/x", "/api/v1/../x"):
         assert (await gate.refusal(path)).reason == "revoked"
+
+
+async def test_a_route_with_a_stale_policy_outlives_the_lease_for_as_long_as_it_says_and_no_longer(
+    tmp_path: Path,
+) -> None:
+    raw = {"upstream": "api", "paths": ["/v1/**"], "stale_policy": "allow_for(30s)"}
+    settings = SETTINGS.model_copy(update={"roles": {"r": RoleSettings.model_validate({"rules": [raw]})}})
+    keys, view = ensure_signing_key(tmp_path), View()
+    token, claims = mint(keys, settings, "ada", generation=1, roles=["r"], now=time.time())
+    async with aiohttp.ClientSession() as session:
+        admission = Admission(view, TokenVerifier(settings, keys, session), Roles.of(settings))
+        gate = Gate(admission, view, token, claims["jti"], [])
+        view.lease_left = -29.0
+        assert (await gate.admit()).allowed_as == "stale-lease"
+        view.lease_left = -31.0
+        assert (await gate.refusal()).reason == "lease-expired"
+        view.lease_left = -1.0
+        denied = person_key("ada")
+        view.facts[denied] = Fact(denied, True, 2)
+        assert (await gate.refusal()).reason == "revoked"
+
+
+async def test_by_default_no_route_outlives_the_lease(gate: Gate) -> None:
+    gate.view.lease_left = -0.001
+    assert (await gate.refusal()).reason == "lease-expired"

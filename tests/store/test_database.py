@@ -56,6 +56,11 @@ async def test_opening_an_empty_database_makes_the_schema_and_opening_again_chan
     assert len(ids) == 1
 
 
+def _start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 OPEN = """
 import asyncio, sys
 from offboard_worker.store.database import Store
@@ -71,10 +76,7 @@ asyncio.run(main())
 
 @pytest.mark.integration
 async def test_processes_that_open_an_empty_database_at_once_share_one_log(empty_url: str) -> None:
-    started = [
-        subprocess.Popen([sys.executable, "-c", OPEN, empty_url, str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for n in range(3)
-    ]
+    started = [_start(OPEN, empty_url, str(number)) for number in range(3)]
     done = [await asyncio.to_thread(process.communicate, timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], b"".join(err for _, err in done).decode()
     assert len({out for out, _ in done}) == 1
@@ -128,9 +130,7 @@ async def test_a_database_that_is_not_there_is_unavailable(url: str) -> None:
     assert "store:" in refused.value.advice
 
 
-async def test_writers_of_several_connections_follow_one_another(
-    store: Store, open_store: Callable[[], Any]
-) -> None:
+async def test_writers_of_several_connections_follow_one_another(store: Store, open_store: Callable[[], Any]) -> None:
     stores = [store, await open_store(), await open_store()]
     order: list[tuple[int, int]] = []
 
@@ -148,7 +148,9 @@ async def test_writers_of_several_connections_follow_one_another(
         rows = (await conn.execute(select(denials.c.seq, denials.c.facts).order_by(denials.c.seq))).all()
         records = (await conn.execute(select(audit_table).order_by(audit_table.c.seq))).all()
     assert [row.seq for row in rows] == list(range(1, 21))
-    assert {seq: f"person|{number}" in rows[seq - 1].facts for seq, number in order} == dict.fromkeys(range(1, 21), True)
+    assert {seq: f"person|{number}" in rows[seq - 1].facts for seq, number in order} == dict.fromkeys(
+        range(1, 21), True
+    )
     assert [row.seq for row in records] == list(range(1, len(records) + 1))
     # Order of commit is order of both sequences: the audit tells of the denials in their order.
     told = [row.detail for row in records if row.what == "denylist.deny"]
@@ -173,9 +175,7 @@ asyncio.run(main())
 
 @pytest.mark.integration
 async def test_writers_of_two_processes_follow_one_another(store: Store, store_url: str) -> None:
-    started = [
-        subprocess.Popen([sys.executable, "-c", WRITE, store_url, name], stderr=subprocess.PIPE) for name in ("a", "b")
-    ]
+    started = [_start(WRITE, store_url, name) for name in ("a", "b")]
     done = [await asyncio.to_thread(process.communicate, timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0], b"".join(err for _, err in done).decode()
     entries = await StoredLog(store).since(0, 100)
@@ -185,12 +185,15 @@ async def test_writers_of_two_processes_follow_one_another(store: Store, store_u
 
 
 async def test_a_transaction_that_fails_leaves_no_trace(store: Store) -> None:
-    with pytest.raises(RuntimeError, match="half way"):
+    async def half_way() -> None:
         async with store.write() as tx:
             tx.record("wrote", "test", "x")
             tx.append_denial("deny", [Fact("person|x", True)], who="test", reason="r")
             await tx.flush()
             raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        await half_way()
     assert await counts(store) == {"audit": 0, "denials": 0}
     async with store.read() as conn:
         assert (await conn.execute(select(denials))).all() == []

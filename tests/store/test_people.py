@@ -48,7 +48,8 @@ async def test_a_search_finds_exact_names(store: Store, ada: str, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["ada", "Ada Löwe", "adal", "p-ad", "00u", "%", "ada%", "_da.login", "ada@example.org", "ada@example.co", ""]
+    "name",
+    ["ada", "Ada Löwe", "adal", "p-ad", "00u", "%", "ada%", "_da.login", "ada@example.org", "ada@example.co", ""],
 )
 async def test_a_search_never_finds_a_likeness(store: Store, ada: str, name: str) -> None:
     async with store.read() as conn:
