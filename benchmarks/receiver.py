@@ -265,7 +265,7 @@ async def compare(options: argparse.Namespace) -> list[Result]:
                         results.append(await measure(kind, url, load, durability, options))
                     else:
                         place = folder / f"{load}-{durability}"
-                        place.mkdir()
+                        place.mkdir(mode=0o700)  # as XDG_RUNTIME_DIR has to be
                         with postgres(place) as url:
                             results.append(await measure(kind, url, load, durability, options))
     return results

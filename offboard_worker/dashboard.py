@@ -1,4 +1,4 @@
-"""rq-dashboard, embedded: on loopback, behind basic auth, with the JSON serializer. https://pypi.org/project/rq-dashboard/
+"""rq-dashboard, embedded: on loopback, behind basic auth, with the JSON serializer.
 
 Ops look at jobs here and re-run failed ones; a re-run is the same idempotent thing as `offboard case retry`.
 """

@@ -39,7 +39,12 @@ def key_of(credential: Credential) -> Key:
 
 
 class ConnectorContract:
-    """The facts that hold for every connector. Each test gets its own fixtures, so give it a fresh world."""
+    """The facts that hold for every connector. Each test gets its own fixtures, so give it a fresh world.
+
+    One promise of `Connector.find` needs a vendor that refuses a single list, which no fixture here can ask for: that
+    everything else is yielded before the error is raised, the account or the permissions first. Show it in a test of
+    your own, for each list; `offboard_worker.connector.side_by_side` keeps it for lists that are read at once.
+    """
 
     may_need_human: ClassVar[frozenset[tuple[Action, CredentialKind]]] = frozenset()
     """Where NeedsHuman is right for this configuration, beyond what the abilities say (not deletable, not reversible)."""

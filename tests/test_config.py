@@ -330,6 +330,19 @@ def test_relative_paths_count_from_the_configurations_folder(tmp_path: Path) -> 
     assert loads("", folder=tmp_path).data_dir == tmp_path / "data"
 
 
+@pytest.mark.parametrize(("written", "seconds"), [("refuse", 0), ("allow_for(30s)", 30), ("allow_for( 1.5m )", None)])
+def test_a_stale_policy_is_refuse_or_allow_for(written: str, seconds: float | None) -> None:
+    text = f"proxy: {{upstreams: {{u: {{url: 'https://u.example.com'}}}}, roles: {{r: {{rules: [{{upstream: u, paths: [/], stale_policy: '{written}'}}]}}}}}}"
+    expected = timedelta(seconds=90 if seconds is None else seconds)
+    assert loads(text).proxy.roles["r"].rules[0].stale_policy == expected
+
+
+@pytest.mark.parametrize("written", ["allow", "30s", "allow_for()", "allow_for(-1s)", "allow_for(forever)"])
+def test_what_is_no_stale_policy_is_refused(written: str) -> None:
+    text = f"proxy: {{upstreams: {{u: {{url: 'https://u.example.com'}}}}, roles: {{r: {{rules: [{{upstream: u, paths: [/], stale_policy: '{written}'}}]}}}}}}"
+    assert "stale_policy can't be used" in refused(text).message
+
+
 # --- what belongs together
 
 

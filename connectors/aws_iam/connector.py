@@ -37,7 +37,7 @@ from connectors.aws_iam.reading import (
 from offboard_worker.connector import Connector, Standing, blocking, drained, side_by_side
 from offboard_worker.core.credential import Credential, CredentialKind, CredentialState, Outcome
 from offboard_worker.core.person import Person
-from offboard_worker.errors import ConnectorError, Fatal, NeedsHuman, Retryable
+from offboard_worker.errors import AccessRefused, ConnectorError, Fatal, NeedsHuman, Retryable
 
 TRUST_A_NAME_FOR = 60.0  # seconds for which a name read as belonging to a user is believed
 
@@ -165,8 +165,9 @@ class AwsIam(Connector[AwsIamConfig]):
     async def _deny(self, user: str) -> Outcome:
         """Put the deny-all. A deny-all of ours that stands is left as it is: it says since when."""
         policy = self.config.deny_policy_name
-        if denied_since(await self._reading.inline_policy(user, policy)) is not None:
-            return Outcome.ALREADY
+        with suppress(AccessRefused):  # we may not look: then it is put, and counts from now
+            if denied_since(await self._reading.inline_policy(user, policy)) is not None:
+                return Outcome.ALREADY
         document = deny_all(datetime.now(UTC))
         try:
             return await self._do("put_user_policy", UserName=user, PolicyName=policy, PolicyDocument=document)

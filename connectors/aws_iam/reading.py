@@ -212,7 +212,7 @@ class Reading:
         try:
             yield replace(session, state=await self.state(session))
         except ConnectorError:
-            yield replace(session, state=CredentialState.UNKNOWN)  # they can be cut without being read
+            yield replace(session, state=CredentialState.UNKNOWN)  # the leaver has them all the same
             raise
 
     def session(

@@ -160,7 +160,7 @@ def _digest_or_none(content: Mapping[str, Any]) -> str | None:
     """As `digest`; None for a content that no record of ours can have (a float that is no number, a lone surrogate)."""
     try:
         return digest(content)
-    except rfc8785.CanonicalizationError:
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
         return None
 
 

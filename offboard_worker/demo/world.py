@@ -252,6 +252,8 @@ class World:
         for kind in ("grants", "refresh_tokens", "api_tokens", "roles"):
             doors += [f"okta {kind} {name}" for name in self.okta.of(who.okta_id, kind)]
         directory = self.graph.directory
+        if who.entra_id not in directory.users:  # deleted
+            return doors + await self._aws_doors(who)
         if directory.users[who.entra_id]["accountEnabled"]:
             doors.append("entra account")
         doors += [f"entra group {group['displayName']}" for group in directory.groups_of(who.entra_id)]

@@ -49,6 +49,11 @@ def dumps(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
+_POSTGRES = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+"""Plans are kept for a connection's life. Those made while the tables were small would read whole tables, for each
+foreign key too, until an ANALYZE comes by; everything that is asked often has an index."""
+
+
 def engine_for(url: str, *, durable: bool = True) -> AsyncEngine:
     """Build the engine for a SQLAlchemy URL (sqlite:///… or postgresql://…). Raises ConfigError."""
     try:
@@ -71,7 +76,7 @@ def engine_for(url: str, *, durable: bool = True) -> AsyncEngine:
                 parsed.set(drivername="postgresql+asyncpg"),
                 pool_pre_ping=False,
                 pool_size=4,
-                connect_args={"timeout": 5},
+                connect_args={"timeout": 5, "server_settings": _POSTGRES},
             )
             if not durable:
                 _tune_postgres_for_benchmark(engine)
@@ -88,7 +93,7 @@ def _tune_sqlite(engine: AsyncEngine, durable: bool) -> None:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
         cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA wal_autocheckpoint=40000")
+        cursor.execute("PRAGMA wal_autocheckpoint=4000")  # a busy commit writes 200 pages: 1000 would be five commits
         cursor.execute("PRAGMA busy_timeout=15000")
         cursor.close()
 

@@ -27,6 +27,9 @@ FIRST_NAMES = (
     "Mary",
     "Nell",
 )
+DASHBOARD_PASSWORD = "dashboard-canary-1"
+KNOWN_TO_AWS, KNOWN_TO_IDENTITY_CENTER = "nell-4", "mary-4"
+"""People whose ids there are configured: an event that carries nothing else finds them."""
 
 
 class Town:
@@ -41,6 +44,12 @@ class Town:
     def somebody(self, *, rich: bool = False) -> Inhabitant:
         """Somebody whom no other test touches; `rich` in credentials of every kind."""
         return self._people[rich].pop(0)
+
+    def named(self, person: str) -> Inhabitant:
+        """One of the people of the constants above."""
+        found = self.world.people[person]
+        self._people[False].remove(found)
+        return found
 
     async def look(self) -> None:
         self._before = await self.world.still_open(self.neighbour)
@@ -69,8 +78,11 @@ async def town() -> AsyncIterator[Town]:
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def system(town: Town, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     folder = tmp_path_factory.mktemp("installation")
-    dashboard = {"listen": "127.0.0.1:0", "password": "dashboard-pass-1"}
-    async with System.running(town.world, folder, dashboard=dashboard) as running:
+    dashboard = {"listen": "127.0.0.1:0", "password": DASHBOARD_PASSWORD}
+    people = town.world.config()["people"]
+    people[KNOWN_TO_AWS]["aliases"]["aws"] = KNOWN_TO_AWS
+    people[KNOWN_TO_IDENTITY_CENTER]["aliases"]["aws-org:identity-store"] = f"u-{KNOWN_TO_IDENTITY_CENTER}"
+    async with System.running(town.world, folder, dashboard=dashboard, people=people) as running:
         yield running
         assert await town.neighbour_is_untouched(), "something of a person who stays was changed"
 
@@ -89,3 +101,8 @@ def quiet_vendors(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "installation"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The canaries are looked for last, when every kind of trouble has had its chance to show them."""
+    items.sort(key=lambda item: item.path.name == "test_secrets.py" and item.path.parent.name == "e2e")

@@ -32,6 +32,8 @@ from offboard_worker.store.database import Store
 
 T = TypeVar("T")
 TRUE = {"verified", "acknowledged"}
+TIMEOUTS = {"okta": 60, "entra": 4, "aws": 30}
+"""Seconds: a call that hangs at Okta is there to be killed, one at Entra to be given up."""
 QUICK_JOBS = {
     "workers": 4,
     "timeout": "60s",
@@ -66,7 +68,8 @@ class System:
     @classmethod
     @asynccontextmanager
     async def running(cls, world: World, folder: Path, *, proxies: int = 2, **changes: Any) -> AsyncIterator[System]:
-        whole = {"jobs": QUICK_JOBS, "guards": {"max_leavers": 1000}, **changes}
+        connectors = {name: {**one, "timeout": TIMEOUTS[name]} for name, one in world.config()["connectors"].items()}
+        whole = {"jobs": QUICK_JOBS, "guards": {"max_leavers": 1000}, "connectors": connectors, **changes}
         async with (
             Installation(folder, world.config_text(**whole), proxies=proxies) as inst,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -420,11 +420,18 @@ async def test_what_a_later_run_does_not_find_any_more_is_still_read_back(office
 
 
 async def test_a_cancelled_job_leaves_its_part_to_be_found_again(office: Office) -> None:
+    begun = asyncio.Event()
+
+    async def hang() -> None:
+        begun.set()
+        await asyncio.sleep(30)
+
     office.vault.add(KEY, "k1")
-    office.vault.faults["disable", "k1"].append(lambda: asyncio.sleep(30))
+    office.vault.faults["disable", "k1"].append(hang)
     case = await office.offboard()
     job = asyncio.create_task(office.work(case))
-    await _until(lambda: ("disable", "k1") in office.vault.calls)
+    async with asyncio.timeout(5):
+        await begun.wait()
     job.cancel()
     with pytest.raises(asyncio.CancelledError):
         await job
@@ -437,12 +444,6 @@ async def _snapshots_are_from_before(office: Office, case_id: str) -> None:
     async with office.store.read() as conn:
         for one in await held_by_case(conn, case_id):
             assert one.credential.snapshot == {"note": "as it was"}
-
-
-async def _until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def test_of_two_workers_with_the_same_job_one_acts(either: Office) -> None:
@@ -481,10 +482,11 @@ async def test_somebody_who_comes_back_in_the_middle_gets_everything_back(
     monkeypatch.setattr(revoke, "ASK_AGAIN", 0.0)
     office.config = office.config.model_copy(update={"concurrency": 1})
     office.vault.add(KEY, "k1", "k2", "k3")
-    office.vault.faults["disable", "k1"].append(lambda: office.hears(EventKind.ACCOUNT_ENABLED))
+    for first in ("k1", "k2", "k3"):
+        office.vault.faults["disable", first].append(lambda: office.hears(EventKind.ACCOUNT_ENABLED))
     case = await office.work(await office.offboard())
     assert case.state is State.REINSTATED
-    assert office.vault.acted() == ["k1"]  # what had begun ends; nothing else is taken
+    assert len(office.vault.acted()) == 1  # what had begun ends; nothing else is taken
     target = await office.target(case)
     assert (target.action, target.state) == (Action.RESTORE, TargetState.PENDING)  # still to be done
     await office.work(case)
@@ -539,9 +541,10 @@ async def test_a_cancelled_case_stops_in_the_middle(office: Office, monkeypatch:
     office.vault.add(KEY, "k1", "k2")
     case = await office.offboard()
     cancel = lambda: operate.cancel(office.ctx, case.id, "operator:ops", "a mistake", reinstate=False)  # noqa: E731
-    office.vault.faults["disable", "k1"].append(cancel)
+    for first in ("k1", "k2"):
+        office.vault.faults["disable", first].append(cancel)
     assert (await office.work(case)).state is State.CANCELLED
-    assert office.vault.acted() == ["k1"]
+    assert len(office.vault.acted()) == 1
 
 
 async def test_work_that_is_asked_for_while_the_part_runs_is_still_done_afterwards(office: Office) -> None:

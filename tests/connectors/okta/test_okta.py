@@ -109,12 +109,12 @@ class TestWhomItFinds:
         assert {c.owner for c in await found(connector, by_login)} == {ada.id}
         assert await found(connector, by_part) == []
 
-    async def test_api_tokens_come_first_so_that_they_are_seen_before_they_die(
+    async def test_the_account_comes_first_and_api_tokens_are_found_before_it_is_ended(
         self, connector: Okta, ada: User
     ) -> None:
         credentials = await found(connector, person(ada))
-        assert credentials[0].kind is CredentialKind.API_TOKEN
-        assert credentials[0].label == "nightly-export"
+        assert [c.kind for c in credentials[:2]] == [CredentialKind.ACCOUNT, CredentialKind.SESSION]
+        assert [c.label for c in credentials if c.kind is CredentialKind.API_TOKEN] == ["nightly-export"]
 
     async def test_the_inventory_holds_deactivated_users(self, connector: Okta, okta: OktaSimulator) -> None:
         gone = okta.add_user("fay@example.com", status="DEPROVISIONED")
