@@ -387,7 +387,7 @@ def summary(figures: Figures) -> dict[str, Any]:
     refused, polled = both(figures.refused), both(figures.polled)
     return {
         "revocations": len(figures.refused),
-        "refused_ms": {**refused, "max": round(max(figures.refused), 2)},
+        "refused_ms": {**refused, "min": round(min(figures.refused), 2), "max": round(max(figures.refused), 2)},
         "answered_ms": both(figures.answered),
         "recorded_by_case_ms": both(figures.recorded),
         "polling_250ms_ms": polled,

@@ -65,6 +65,6 @@ class Claims:
 
     async def _renew(self, name: str, token: str) -> None:
         while True:
-            await asyncio.sleep(self._ttl / 3)
+            await asyncio.sleep(self._ttl / 10)
             with suppress(RedisError, OSError):
                 await self._redis.eval(_RENEW, 1, self._key(name), token, str(int(self._ttl * 1000)))

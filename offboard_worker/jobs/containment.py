@@ -26,9 +26,10 @@ async def record_containment(store: Store, projection: Projection, *, timeout: f
         waiting = await cases.uncontained(conn)
     if not waiting:
         return 0
-    await projection.push()
+    last = max(case.denial_seq or 0 for case in waiting)
+    await projection.push(last)
     pushed = store.clock()
-    confirmation = await projection.confirm(max(case.denial_seq or 0 for case in waiting), timeout)
+    confirmation = await projection.confirm(last, timeout)
     await _keep(store, waiting, pushed, store.clock(), {name: str(how) for name, how in confirmation.replicas.items()})
     return len(waiting)
 

@@ -33,7 +33,8 @@ _FUNCTIONS: Final = "offboard_worker.worker"
 _ALIVE: Final = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED})
 HEARTBEAT: Final = 5
 """Seconds after which a running job's worker says again that it lives."""
-_SILENT: Final = 4 * HEARTBEAT
+_STARTING: Final = 5
+"""Seconds that a started job may take until it holds its claim."""
 _OVERDUE: Final = 10
 """Seconds after which a job that its worker, or RQ's scheduler, should have moved on is taken for lost."""
 DONE_FOR: Final = 300
@@ -125,18 +126,18 @@ class Queues:
             return None
 
     def alive(self, job_id: str) -> bool:
-        """Say whether the queue will run this job by itself. RQ's own word is not enough: its worker may be dead.
+        """Say whether the queue will run this job by itself. Ask for jobs that nobody holds the claim of.
 
-        A worker that was killed leaves its job `started`, or `queued` and in no queue; RQ's scheduler that was killed
-        leaves it `scheduled`. RQ notices after minutes. A job that is run twice for a wrong guess does no harm.
+        RQ's own word is not enough: a worker that was killed leaves its job `started`, or `queued` and in no queue; RQ's
+        scheduler that was killed leaves it `scheduled`. RQ notices after minutes. To be wrong does no harm: a job that
+        runs twice has one effect.
         """
         job = self.job(job_id)
         if job is None:
             return False
         match job.get_status():
             case JobStatus.STARTED:
-                seen = job.last_heartbeat or job.started_at
-                return seen is None or _seconds_since(seen) < _SILENT
+                return job.started_at is None or _seconds_since(job.started_at) < _STARTING
             case JobStatus.SCHEDULED:
                 due = self.redis.zscore(self.queue(job.origin).scheduled_job_registry.key, job_id)
                 return due is not None and time.time() - float(due) < _OVERDUE

@@ -52,13 +52,11 @@ def _queue(queues: Queues, lost: list[TargetRow], events: list[EventRow]) -> Rec
 
 
 async def _is_lost(part: TargetRow, queues: Queues, claims: Claims, now: float) -> bool:
-    alive = await asyncio.to_thread(queues.alive, target_job_id(part.case_id, part.connector))
-    if part.state is not TargetState.RUNNING:
-        return not alive
-    if now - (part.started_at or 0) < GRACE:
+    if part.state is TargetState.RUNNING and now - (part.started_at or 0) < GRACE:
         return False
-    # RQ may take a job for running long after its worker was killed: the claim knows within seconds.
-    return not await claims.held(f"{part.case_id}:{part.connector}")
+    if await claims.held(f"{part.case_id}:{part.connector}"):
+        return False
+    return not await asyncio.to_thread(queues.alive, target_job_id(part.case_id, part.connector))
 
 
 async def _event_is_lost(row: EventRow, queues: Queues, claims: Claims) -> bool:

@@ -125,6 +125,8 @@ class Transaction:
         self._writes: list[tuple[Insert, Sequence[Row]]] = []
         self._records: list[Row] = []
         self._denials: list[Row] = []
+        self.entries: list[Entry] = []
+        """What this transaction adds to the denial log."""
         self._facts: dict[str, tuple[Fact, int]] = {}
 
     @property
@@ -153,6 +155,7 @@ class Transaction:
         """Append one entry to the denial log and return its seq, which is final once this transaction commits."""
         self.denial_seq += 1
         entry = Entry(self.denial_seq, tuple(facts), self.now)
+        self.entries.append(entry)
         self._denials.append((entry.seq, entry.at, entry.wire(), effect, person_id, case_id, who, reason))
         self._facts.update((fact.key, (fact, entry.seq)) for fact in facts)
         self.record(
@@ -222,12 +225,16 @@ async def upsert(conn: AsyncConnection, table: Any, rows: Sequence[Mapping[str, 
     await conn.execute(statement, list(rows))
 
 
+_REMEMBERED = 256
+
+
 class Store:
     """The store, opened. `clock` gives Unix seconds."""
 
     def __init__(self, engine: AsyncEngine, clock: Callable[[], float] = time.time) -> None:
         self.engine = engine
         self.clock = clock
+        self._committed: dict[int, Entry] = {}
 
     @classmethod
     async def open(cls, url: str, *, durable: bool = True, clock: Callable[[], float] = time.time) -> Store:
@@ -260,6 +267,21 @@ class Store:
             if not _is_the_databases(error):
                 raise
             raise unavailable(error) from error
+        self._keep(transaction.entries)
+
+    def _keep(self, entries: Sequence[Entry]) -> None:
+        """Remember what was just committed: a push of it needs no read. Within one process commits may return late."""
+        self._committed.update((entry.seq, entry) for entry in entries)
+        for seq in sorted(self._committed)[:-_REMEMBERED]:
+            del self._committed[seq]
+
+    def just_committed(self, after: int, limit: int) -> list[Entry]:
+        """Entries of the denial log from `after` + 1 on, if this process committed them all, up to its newest one."""
+        newest = max(self._committed, default=0)
+        if not 0 < newest - after <= limit:
+            return []
+        found = [self._committed.get(seq) for seq in range(after + 1, newest + 1)]
+        return [entry for entry in found if entry is not None] if None not in found else []
 
     async def probe(self) -> None:
         """Commit a write that changes nothing: says whether the store takes writes now. Raises StoreUnavailable."""

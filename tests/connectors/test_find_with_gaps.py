@@ -177,6 +177,19 @@ async def test_aws_finds_one_user_of_a_person_though_the_other_can_not_be_read(a
     assert {credential.kind for credential in credentials} == set(AwsIam.kinds)
 
 
+async def test_aws_finds_everything_though_it_can_not_learn_who_we_are_and_then_acts_on_nothing(
+    aws: AwsSimulator,
+) -> None:
+    aws.fail("GetCallerIdentity", times=2)
+    async with at_aws(aws) as iam:
+        credentials, error = await drained(iam.find(whom("ada")))
+        assert error is None, "no list is missing"
+        assert {credential.kind for credential in credentials} == set(AwsIam.kinds)
+        with pytest.raises(Retryable):  # it might be ourselves
+            await iam.disable(credentials[0])
+        assert await iam.disable(credentials[0]) is Outcome.DONE
+
+
 async def test_who_is_throttled_and_refused_is_told_to_come_again(aws: AwsSimulator) -> None:
     aws.refuse("iam:ListSSHPublicKeys")
     aws.throttle("ListAccessKeys")
