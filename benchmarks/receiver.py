@@ -53,7 +53,7 @@ async def serve(url: str, durability: str) -> None:
 
     from offboard_worker.config import ReceiverSettings
     from offboard_worker.core.policy import Rules
-    from offboard_worker.jobs.intake import Accepted, Rulebook, SourceFacts
+    from offboard_worker.jobs.rulebook import Accepted, Rulebook, SourceFacts
     from offboard_worker.receiver import Receiver
     from offboard_worker.secret import Secret
     from offboard_worker.sources.okta import OktaConfig, OktaHook

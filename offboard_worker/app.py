@@ -26,7 +26,7 @@ from offboard_worker.denylist.projection import Projection
 from offboard_worker.errors import ConfigError
 from offboard_worker.jobs.claims import Claims
 from offboard_worker.jobs.context import JobContext
-from offboard_worker.jobs.intake import Rulebook, SourceFacts
+from offboard_worker.jobs.rulebook import Rulebook, SourceFacts
 from offboard_worker.secret import Secret
 from offboard_worker.sources.source import Source, SourceConfig
 from offboard_worker.store.database import Store

@@ -29,6 +29,7 @@ from offboard_worker.jobs import events
 from offboard_worker.jobs import revoke as revocation
 from offboard_worker.jobs.context import JobContext
 from offboard_worker.jobs.duties import checkpoint_audit, close_verified, prune_expired, queue_due_deletes
+from offboard_worker.jobs.own_job import OwnJob
 from offboard_worker.jobs.queue import HEARTBEAT, QUEUES, next_try, wait_longer
 
 T = TypeVar("T")
@@ -148,12 +149,13 @@ class JobWorker(Worker):
 
     def __init__(self, app: App, name: str) -> None:
         connection = open_blocking_client(app.config.redis_url, None)
-        queues = [Queue(queue, connection=connection, serializer=JSONSerializer) for queue in QUEUES]
+        queues = [Queue(queue, connection=connection, serializer=JSONSerializer, job_class=OwnJob) for queue in QUEUES]
         super().__init__(
             queues,
             name=name,
             connection=connection,
             serializer=JSONSerializer,
+            job_class=OwnJob,
             job_monitoring_interval=HEARTBEAT,
             worker_ttl=60,
             maintenance_interval=30,  # RQ's scheduler is taken over then, if the worker that ran it was killed

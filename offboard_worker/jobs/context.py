@@ -11,7 +11,7 @@ from offboard_worker.config import JobSettings, PolicySettings
 from offboard_worker.connector import Connector, ConnectorConfig
 from offboard_worker.denylist.projection import Projection
 from offboard_worker.jobs.claims import Claims
-from offboard_worker.jobs.intake import Rulebook
+from offboard_worker.jobs.rulebook import Rulebook
 from offboard_worker.sources.source import Source, SourceConfig
 from offboard_worker.store.database import Store
 

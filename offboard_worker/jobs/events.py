@@ -17,7 +17,8 @@ from offboard_worker.errors import ConfigError, DeliveryError, SourceUnavailable
 from offboard_worker.jobs import intake
 from offboard_worker.jobs.containment import record_containment
 from offboard_worker.jobs.context import JobContext
-from offboard_worker.jobs.intake import Accepted, Arrival
+from offboard_worker.jobs.intake import Arrival
+from offboard_worker.jobs.rulebook import Accepted
 from offboard_worker.sources.source import CATCH_UP, Chore, Learned
 from offboard_worker.store import inbox
 from offboard_worker.store.database import new_id, upsert

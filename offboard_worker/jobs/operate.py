@@ -13,7 +13,7 @@ from offboard_worker.errors import DenylistUnavailable, UsageError
 from offboard_worker.jobs import intake
 from offboard_worker.jobs.context import JobContext
 from offboard_worker.jobs.events import follow_up
-from offboard_worker.jobs.intake import Accepted
+from offboard_worker.jobs.rulebook import Accepted
 from offboard_worker.store import cases, credentials
 from offboard_worker.store.cases import CaseRow
 from offboard_worker.store.database import Transaction, new_id

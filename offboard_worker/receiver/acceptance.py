@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from offboard_worker.errors import OffboardError, StoreUnavailable
-from offboard_worker.jobs.intake import Accepted, Arrival, Rulebook, accept
+from offboard_worker.jobs.intake import Arrival, accept
+from offboard_worker.jobs.rulebook import Accepted, Rulebook
 from offboard_worker.receiver.group_commit import GroupCommit, Shared
 from offboard_worker.receiver.metrics import Metrics
 from offboard_worker.store.database import RowRefused, Store

@@ -12,7 +12,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from offboard_worker.jobs.intake import Accepted
+from offboard_worker.jobs.rulebook import Accepted
 
 log = logging.getLogger("offboard_worker.receiver")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from offboard_worker.app import App, Opened
 from offboard_worker.errors import DenylistUnavailable
 from offboard_worker.jobs.containment import ContainmentRecorder
-from offboard_worker.jobs.intake import Accepted
+from offboard_worker.jobs.rulebook import Accepted
 from offboard_worker.receiver.server import Receiver
 
 REDIS_TIMEOUT = 0.5

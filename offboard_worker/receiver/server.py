@@ -25,7 +25,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from offboard_worker.config import ReceiverSettings, split_listen
 from offboard_worker.errors import DeliveryError, SourceUnavailable, StoreUnavailable
-from offboard_worker.jobs.intake import Accepted, Arrival, Rulebook
+from offboard_worker.jobs.intake import Arrival
+from offboard_worker.jobs.rulebook import Accepted, Rulebook
 from offboard_worker.receiver.acceptance import Acceptance
 from offboard_worker.receiver.connection import Entrance, refusal
 from offboard_worker.receiver.metrics import Metrics, write_access

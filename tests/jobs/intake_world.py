@@ -13,7 +13,8 @@ from offboard_worker.core.event import EventKind, IdentityEvent
 from offboard_worker.core.person import Person, Subject
 from offboard_worker.core.policy import Rules
 from offboard_worker.denylist.facts import Fact, compact
-from offboard_worker.jobs.intake import Accepted, Arrival, Rulebook, SourceFacts, accept
+from offboard_worker.jobs.intake import Arrival, accept
+from offboard_worker.jobs.rulebook import Accepted, Rulebook, SourceFacts
 from offboard_worker.sources.source import Statement
 from offboard_worker.store import cases
 from offboard_worker.store.cases import CaseRow

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from offboard_worker.core.event import ENDS_ACCESS, EventKind, IdentityEvent
 from offboard_worker.core.person import PersonState
-from offboard_worker.jobs.intake import SourceFacts
+from offboard_worker.jobs.rulebook import SourceFacts
 from offboard_worker.store import audit, cases
 from offboard_worker.store.database import Store
 from tests.conftest import Clock

@@ -39,7 +39,8 @@ from offboard_worker.errors import NeedsHuman, Retryable
 from offboard_worker.jobs import intake, revoke
 from offboard_worker.jobs.claims import Claims
 from offboard_worker.jobs.context import JobContext
-from offboard_worker.jobs.intake import Arrival, Rulebook, SourceFacts
+from offboard_worker.jobs.intake import Arrival
+from offboard_worker.jobs.rulebook import Rulebook, SourceFacts
 from offboard_worker.store import cases, credentials
 from offboard_worker.store.cases import CaseRow, TargetRow
 from offboard_worker.store.database import Store

@@ -21,7 +21,7 @@ from offboard_worker.core.event import EventKind, IdentityEvent
 from offboard_worker.core.person import Subject
 from offboard_worker.core.policy import Rules
 from offboard_worker.errors import BadSignature
-from offboard_worker.jobs.intake import Accepted, Rulebook, SourceFacts
+from offboard_worker.jobs.rulebook import Accepted, Rulebook, SourceFacts
 from offboard_worker.receiver import Receiver
 from offboard_worker.secret import Secret
 from offboard_worker.sources.okta import OktaConfig, OktaHook

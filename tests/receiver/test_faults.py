@@ -16,7 +16,8 @@ from sqlalchemy import Connection, event
 
 from offboard_worker.errors import DenylistUnavailable, StoreUnavailable
 from offboard_worker.jobs import intake
-from offboard_worker.jobs.intake import Accepted, Arrival, Rulebook
+from offboard_worker.jobs.intake import Arrival
+from offboard_worker.jobs.rulebook import Accepted, Rulebook
 from offboard_worker.store.database import Store, Transaction
 from tests.receiver.conftest import SECRET, Build, World, leaver
 
