@@ -7,6 +7,7 @@ the simulated vendors themselves.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -104,7 +105,7 @@ class System:
         for process in psutil.Process(self.up).children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = process.cmdline()
-                name = "valkey" if "valkey-server" in line[0] else "".join(line[3:4])
+                name = "valkey" if "valkey-server" in "".join(line[:1]) else "".join(line[3:4])
                 if name == component:
                     found.append(process)
         return found
@@ -208,6 +209,10 @@ class System:
 
     def read_log(self) -> str:
         return self.inst.log.read_text("utf-8", "replace")
+
+
+def basic_auth(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 async def offboard(inst: Installation, *arguments: str) -> tuple[int, str, str]:

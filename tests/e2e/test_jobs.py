@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import aiohttp
 import pytest
 from rq import Queue
 from rq.job import Job
@@ -15,7 +14,7 @@ from offboard_worker import config as configuration
 from offboard_worker.demo.world import Inhabitant
 from offboard_worker.denylist.connection import open_blocking_client
 from tests.e2e.conftest import DASHBOARD_PASSWORD, Town
-from tests.e2e.system import System, offboard, until
+from tests.e2e.system import System, basic_auth, offboard, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
@@ -165,8 +164,8 @@ async def test_a_job_out_of_retries_waits_in_the_dead_letter_until_it_is_run_aga
 
 async def requeue(system: System, job: str, password: str) -> int:
     """Press rq-dashboard's button; the status of its answer."""
-    url, auth = system.inst.urls["dashboard"], aiohttp.BasicAuth("ops", password)
-    async with system.http.post(f"{url}/job/{job}/requeue", auth=auth) as answer:
+    url = f"{system.inst.urls['dashboard']}/job/{job}/requeue"
+    async with system.http.post(url, headers=basic_auth("ops", password)) as answer:
         return answer.status
 
 

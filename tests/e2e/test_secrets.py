@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 
 from offboard_worker import config as configuration
 from offboard_worker.denylist.connection import open_client
 from tests.e2e.conftest import DASHBOARD_PASSWORD, Town
-from tests.e2e.system import System, offboard
+from tests.e2e.system import System, basic_auth, offboard
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
@@ -93,9 +92,9 @@ async def _served(system: System, token: str) -> list[tuple[str, bytes]]:
             headers = {"Authorization": f"Bearer {token}"}
             async with system.http.get(f"{url}{path}", headers=headers) as answer:
                 found.append((f"{url}{path}", json.dumps(dict(answer.headers)).encode() + await answer.read()))
-    dashboard, auth = system.inst.urls["dashboard"], aiohttp.BasicAuth("ops", DASHBOARD_PASSWORD)
+    dashboard, auth = system.inst.urls["dashboard"], basic_auth("ops", DASHBOARD_PASSWORD)
     for page in ("/", "/0/data/queues.json", "/0/data/workers.json", "/0/view/workers"):
-        found.append((f"dashboard {page}", (await system.get(f"{dashboard}{page}", auth=auth))[1].encode()))
+        found.append((f"dashboard {page}", (await system.get(f"{dashboard}{page}", headers=auth))[1].encode()))
     return found
 
 
