@@ -82,6 +82,19 @@ async def _ping(config: Config) -> None:
         await client.aclose()
 
 
+async def wait_for_others(server: EmbeddedValkey, within: float = 4.0) -> None:
+    """Return once nobody else is connected: a Procfile's processes are all ended at once, and Valkey should be the last."""
+    until = asyncio.get_running_loop().time() + within
+    client = open_client(server.url, 1.0)
+    try:
+        while len(await client.client_list()) > 1 and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.1)
+    except (RedisError, OSError) as error:
+        log.warning("Valkey doesn't say who is connected: %s", type(error).__name__)
+    finally:
+        await client.aclose()
+
+
 @dataclass(slots=True)
 class Child:
     """One process: how it is started, and what it said when it was ready."""

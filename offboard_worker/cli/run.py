@@ -133,7 +133,7 @@ def valkey(
     ] = False,
 ) -> None:
     """Run the embedded Valkey alone: what a Procfile needs on a machine without a Redis."""
-    from offboard_worker.supervisor import embedded_valkey, wait_for_redis
+    from offboard_worker.supervisor import embedded_valkey, wait_for_others, wait_for_redis
 
     set_up_logging()
     if wait:
@@ -143,9 +143,11 @@ def valkey(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with embedded_valkey(read_config(config)):
+        async with embedded_valkey(read_config(config)) as server:
             _ready("valkey", as_json, {})
             await stop.wait()
+            if server is not None:
+                await wait_for_others(server)
 
     asyncio.run(run())
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from offboard_worker.app import App, Opened
+from offboard_worker.core.event import EventKind, IdentityEvent
+from offboard_worker.core.person import Subject
 from offboard_worker.errors import DenylistUnavailable
 from offboard_worker.jobs.containment import ContainmentRecorder
+from offboard_worker.jobs.intake import Arrival, accept
 from offboard_worker.jobs.rulebook import Accepted
 from offboard_worker.receiver.server import Receiver
+from offboard_worker.store.inbox import Received
 
 REDIS_TIMEOUT = 0.5
 """Seconds: a sender waits 3 to 10 s in all, and what Redis didn't take is pushed by the scheduler."""
@@ -24,6 +30,7 @@ async def run_receiver(app: App, ready: Callable[[dict[str, str]], None], stop: 
         loop.add_signal_handler(number, stop.set)
     async with app.open(redis_timeout=REDIS_TIMEOUT) as opened:
         recorder = ContainmentRecorder(opened.store, opened.projection)
+        await warm_up(opened)
         await recorder.start()
         try:
             async with receiver_of(opened, recorder) as receiver:
@@ -31,6 +38,25 @@ async def run_receiver(app: App, ready: Callable[[dict[str, str]], None], stop: 
                 await stop.wait()
         finally:
             await recorder.close()
+
+
+class _Undone(Exception):
+    """Ends the rehearsal's transaction without a commit."""
+
+
+async def warm_up(opened: Opened) -> None:
+    """Rehearse one leaver's delivery and undo it: the first real one must not pay for statements and connections."""
+    subject = Subject(system="rehearsal", id="rehearsal", emails=("rehearsal@example.invalid",))
+    event = IdentityEvent("rehearsal", "rehearsal", EventKind.ACCOUNT_DISABLED, subject, datetime.now(UTC))
+    arrival = Arrival(Received("rehearsal", "POST", {}, b"", opened.store.clock()), (event,))
+    with contextlib.suppress(_Undone):
+        async with opened.store.write() as tx:
+            await accept(tx, [arrival], opened.app.book)
+            await tx.flush()
+            raise _Undone
+    with contextlib.suppress(DenylistUnavailable):  # the scheduler pushes once Redis is there
+        await opened.projection.push()
+    await asyncio.to_thread(lambda: opened.queues)
 
 
 def receiver_of(opened: Opened, recorder: ContainmentRecorder) -> Receiver:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from offboard_worker.core.case import FINISHED, State, Step, TargetState, advance, conclude
 from offboard_worker.core.credential import Action, Strength
 from offboard_worker.store.database import Transaction
-from offboard_worker.store.direct import Insert, Query, look_up
+from offboard_worker.store.direct import Insert, Lookup, Query, Row, look_up
 from offboard_worker.store.schema import cases, evidence, targets, tasks
 
 
@@ -63,6 +63,14 @@ def _target(row: Any) -> TargetRow:
     return TargetRow(**{**row._mapping, "state": TargetState(row.state), "action": Action(row.action)})
 
 
+_FIELDS = tuple(one.name for one in fields(CaseRow))
+_OF_PEOPLE = Lookup(cases, ("person_id",), _FIELDS)
+
+
+def _case_of(row: Row) -> CaseRow:
+    return CaseRow(**{**dict(zip(_FIELDS, row, strict=True)), "state": State(row[_FIELDS.index("state")])})
+
+
 _CASES, _TARGETS = Insert(cases), Insert(targets)
 _case_values, _target_values = attrgetter(*_CASES.names), attrgetter(*_TARGETS.names)
 
@@ -80,12 +88,9 @@ def defer_cases(tx: Transaction, rows: Sequence[CaseRow], parts: Sequence[Target
 
 async def unfinished_of(conn: AsyncConnection, person_ids: Iterable[str]) -> dict[str, CaseRow]:
     """The unfinished case of each of these people, by person id. There is at most one each."""
-    wanted, found = list(set(person_ids)), {}
-    finished = [state.value for state in FINISHED]
-    for start in range(0, len(wanted), 800):
-        query = select(cases).where(cases.c.person_id.in_(wanted[start : start + 800]), cases.c.state.notin_(finished))
-        found.update({row.person_id: _case(row) for row in await conn.execute(query)})
-    return found
+    wanted = [(person_id,) for person_id in set(person_ids)]
+    (rows,) = await look_up(conn, [(_OF_PEOPLE, wanted)])
+    return {case.person_id: case for case in map(_case_of, rows) if case.state not in FINISHED}
 
 
 async def latest_of(conn: AsyncConnection, person_id: str) -> CaseRow | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from offboard_worker.core.person import Person, PersonState, normal_email
@@ -21,6 +21,14 @@ _PEOPLE, _ALIASES, _EMAILS = Insert(people), Insert(aliases), Insert(emails)
 _STANDINGS = Insert(standings, ("person_id", "source"))
 BY_ALIAS = Lookup(aliases, ("system", "alias"), ("person_id",))
 BY_EMAIL = Lookup(emails, ("email",), ("person_id",))
+_PEOPLE_AGAIN = Insert(people, ("id",))
+_OF_PERSON = (
+    Lookup(people, ("id",), ("id", "name", "state", "generation", "protected", "created_at")),
+    Lookup(aliases, ("person_id",), ("person_id", "system", "alias", "login")),
+    Lookup(emails, ("person_id",), ("person_id", "email")),
+    Lookup(standings, ("person_id",), ("person_id", "source", "gone", "occurred_at")),
+)
+"""All that is known of a person, in one visit to the database."""
 
 OPERATOR = "operator"
 """The standing that an operator's own case takes, beside those of the sources."""
@@ -46,6 +54,7 @@ class Known:
     ids: dict[tuple[str, str], bool] = field(default_factory=dict)  # (system, alias) → is a login
     emails: set[str] = field(default_factory=set)
     standings: dict[str, Standing] = field(default_factory=dict)
+    created_at: float = 0.0
     is_new: bool = False
     new_ids: dict[tuple[str, str], str] = field(default_factory=dict)  # → basis
     new_emails: set[str] = field(default_factory=set)
@@ -115,18 +124,20 @@ class Directory:
     async def of_ids(cls, conn: AsyncConnection, ids: Iterable[str]) -> Directory:
         directory = cls()
         for chunk in _chunks(list(set(ids)), 800):
-            for row in await conn.execute(select(people).where(people.c.id.in_(chunk))):
-                directory.by_id[row.id] = Known(
-                    row.id, row.name, PersonState(row.state), row.generation, bool(row.protected)
+            keys = [(person_id,) for person_id in chunk]
+            them, names, mail, said = await look_up(conn, [(look, keys) for look in _OF_PERSON])
+            for person_id, name, state, generation, protected, created_at in them:
+                directory.by_id[person_id] = Known(
+                    person_id, name, PersonState(state), generation, bool(protected), created_at=created_at
                 )
-            for row in await conn.execute(select(aliases).where(aliases.c.person_id.in_(chunk))):
-                directory.by_id[row.person_id].ids[row.system, row.alias] = bool(row.login)
-                directory._by_alias[row.system, row.alias] = row.person_id
-            for row in await conn.execute(select(emails).where(emails.c.person_id.in_(chunk))):
-                directory.by_id[row.person_id].emails.add(row.email)
-                directory._by_email[row.email].add(row.person_id)
-            for row in await conn.execute(select(standings).where(standings.c.person_id.in_(chunk))):
-                directory.by_id[row.person_id].standings[row.source] = Standing(bool(row.gone), row.occurred_at)
+            for person_id, system, alias, login in names:
+                directory.by_id[person_id].ids[system, alias] = bool(login)
+                directory._by_alias[system, alias] = person_id
+            for person_id, address in mail:
+                directory.by_id[person_id].emails.add(address)
+                directory._by_email[address].add(person_id)
+            for person_id, source, gone, occurred_at in said:
+                directory.by_id[person_id].standings[source] = Standing(bool(gone), occurred_at)
         return directory
 
     def find(
@@ -179,8 +190,7 @@ class Directory:
     async def save(self, tx: Transaction) -> None:
         """Write what changed: new people and names are inserted, states and standings overwritten."""
         old = [known for known in self.by_id.values() if not known.is_new]
-        if old:
-            await tx.conn.execute(_UPDATE, [_changes(known) for known in old])
+        tx.defer(_PEOPLE_AGAIN, [_row(known, known.created_at) for known in old])
         self._defer(tx)
         if old:
             await tx.send()
@@ -206,30 +216,8 @@ class Directory:
             known.is_new, known.new_ids, known.new_emails = False, {}, set()
 
 
-_UPDATE = (
-    update(people)
-    .where(people.c.id == bindparam("person"))
-    .values(
-        name=bindparam("new_name"),
-        state=bindparam("new_state"),
-        generation=bindparam("new_generation"),
-        protected=bindparam("new_protected"),
-    )
-)
-
-
 def _row(known: Known, now: float) -> Row:
     return (known.id, known.name, known.state.value, known.generation, known.protected, now)
-
-
-def _changes(known: Known) -> dict[str, Any]:
-    return {
-        "person": known.id,
-        "new_name": known.name,
-        "new_state": known.state.value,
-        "new_generation": known.generation,
-        "new_protected": known.protected,
-    }
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
