@@ -5,6 +5,7 @@ reconciler looks for lost work, and RQ's cron queues the recurring duties.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ from offboard_worker.jobs.reconcile import reconcile
 from offboard_worker.jobs.schedule import Duty, Schedule
 
 log = logging.getLogger(__name__)
+STOP_WITHIN = 5.0
+"""Seconds that SIGTERM gives a beat that is under way."""
 
 
 def duties(app: App) -> list[Duty]:
@@ -44,13 +47,13 @@ class Scheduler:
         self._opened = opened
         self._schedule = Schedule(opened.queues, duties(opened.app))
 
-    async def run(self) -> None:
-        """Beat until cancelled. Trouble is logged once per change, and never stops a beat."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Beat until `stop`. Trouble is logged once per change, and never stops a beat."""
         jobs = self._opened.app.config.jobs
         await asyncio.gather(
-            self._beat("push", jobs.push_every.total_seconds(), self._push),
-            self._beat("reconcile", jobs.reconcile_every.total_seconds(), self._reconcile),
-            self._beat("schedule", 1.0, self._tick),
+            self._beat(stop, "push", jobs.push_every.total_seconds(), self._push),
+            self._beat(stop, "reconcile", jobs.reconcile_every.total_seconds(), self._reconcile),
+            self._beat(stop, "schedule", 1.0, self._tick),
         )
 
     async def _push(self) -> None:
@@ -65,9 +68,9 @@ class Scheduler:
     async def _tick(self) -> None:
         await asyncio.to_thread(self._schedule.tick)
 
-    async def _beat(self, name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:
+    async def _beat(self, stop: asyncio.Event, name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:
         trouble = ""
-        while True:
+        while not stop.is_set():
             try:
                 await work()
                 if trouble:
@@ -77,7 +80,9 @@ class Scheduler:
                 if str(error) != trouble:
                     log.warning("%s: %s", name, error)
                 trouble = str(error)
-            await asyncio.sleep(every)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    await stop.wait()
 
 
 async def run_scheduler(app: App, ready: Callable[[], None] = lambda: None) -> None:
@@ -87,10 +92,14 @@ async def run_scheduler(app: App, ready: Callable[[], None] = lambda: None) -> N
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with app.open() as opened:
-        beats = asyncio.create_task(Scheduler(opened).run(), name="scheduler")
+        beats = asyncio.create_task(Scheduler(opened).run(stop), name="scheduler")
         ready()
         done = asyncio.create_task(stop.wait())
         await asyncio.wait({beats, done}, return_when=asyncio.FIRST_COMPLETED)
         done.cancel()
-        beats.cancel()
-        await asyncio.gather(beats, return_exceptions=True)
+        # A beat ends by itself: a cancellation within a Redis call may come out as one more Redis error.
+        await asyncio.wait({beats}, timeout=STOP_WITHIN)
+        if beats.cancel():
+            await asyncio.wait({beats}, timeout=1.0)
+        elif not beats.cancelled():
+            beats.result()  # a beat that broke ends the process: whoever runs it starts it again

@@ -87,7 +87,9 @@ async def wait_for_others(server: EmbeddedValkey, within: float = 4.0) -> None:
     until = asyncio.get_running_loop().time() + within
     client = open_client(server.url, 1.0)
     try:
-        while len(await client.client_list()) > 1 and asyncio.get_running_loop().time() < until:
+        while asyncio.get_running_loop().time() < until:
+            if len(await client.client_list()) < 2:
+                return
             await asyncio.sleep(0.1)
     except (RedisError, OSError) as error:
         log.warning("Valkey doesn't say who is connected: %s", type(error).__name__)
@@ -203,11 +205,16 @@ class Supervisor:
             async with asyncio.timeout(READY_WITHIN):
                 line = await child.process.stdout.readline()
         except TimeoutError:
-            raise OffboardError(f"{child.name} was not ready within {READY_WITHIN:g} s") from None
+            child.process.kill()
+            raise OffboardError(f"{child.name} was not ready within {READY_WITHIN:g} s: killed") from None
         if not line:
-            code = await child.process.wait()
+            code = await _exit_of(child.process)
             raise _failed(child.name, code)
-        child.said = json.loads(line)
+        try:
+            child.said = json.loads(line)
+        except ValueError:  # it was killed while it spoke
+            child.process.kill()
+            raise OffboardError(f"{child.name} did not say that it is ready") from None
 
     async def _keep(self, child: Child) -> None:
         """Start a child again whenever it dies, less and less eagerly while it keeps dying."""
@@ -215,7 +222,7 @@ class Supervisor:
         while True:
             assert child.process is not None  # noqa: S101 - it was started
             begun = clock()
-            code = await child.process.wait()
+            code = await _exit_of(child.process)
             _end_leftovers(child.process.pid)
             wait = FIRST_WAIT if clock() - begun > STEADY else wait
             log.warning("%s ended with %s: it is started again in %.1f s", child.name, code, wait)
@@ -223,7 +230,7 @@ class Supervisor:
             wait = min(wait * 2, LONGEST_WAIT)
             try:
                 await self._start(child)
-            except OffboardError as error:
+            except (OffboardError, OSError) as error:
                 log.warning("%s", error)
 
     async def _keep_valkey(self, valkey: EmbeddedValkey) -> None:
@@ -239,8 +246,8 @@ class Supervisor:
             try:
                 await valkey.stop()
                 await valkey.start()
-            except OffboardError as error:
-                log.warning("%s", error, extra={"advice": error.advice})
+            except (OffboardError, OSError) as error:
+                log.warning("%s", error)
 
     async def _end(self) -> None:
         first = [child for child in self._children if child.name == "receiver"]
@@ -248,6 +255,13 @@ class Supervisor:
         deadline = asyncio.get_running_loop().time() + STOP_WITHIN
         for group in (first, rest):
             await asyncio.gather(*(_terminate(child, deadline) for child in group))
+
+
+async def _exit_of(process: asyncio.subprocess.Process) -> int:
+    """Wait for a process's end. Not `wait()`: that waits for whoever inherited its stdout too, like a killed worker's jobs."""
+    while process.returncode is None:  # noqa: ASYNC110 - no event tells of it alone
+        await asyncio.sleep(0.1)
+    return process.returncode
 
 
 def _end_leftovers(pid: int) -> None:
@@ -270,12 +284,12 @@ async def _ended(name: str, process: asyncio.subprocess.Process, deadline: float
         process.terminate()
     try:
         async with asyncio.timeout_at(deadline):
-            await process.wait()
+            await _exit_of(process)
     except TimeoutError:
         log.warning("%s did not end in time: killed", name)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        await _exit_of(process)
 
 
 def _replica(number: int, config: Config) -> tuple[str, ...]:

@@ -167,16 +167,7 @@ class JobWorker(Worker):
         die_with_parent(signal.SIGKILL)
 
 
-def _work(app: App, number: int) -> None:
-    """One worker process, until SIGTERM: it then finishes its job."""
-    die_with_parent()
-    os.register_at_fork(after_in_child=die_with_parent)  # RQ's scheduler too
-    use(app)
-    worker = JobWorker(app, f"{os.uname().nodename}-{os.getpid()}-{number}")
-    worker.work(with_scheduler=number == 0, logging_level="WARNING")
-
-
-STOP_WITHIN = 8.0
+STOP_WITHIN = 6.5
 """Seconds that SIGTERM gives running jobs. One that takes longer is killed, and found again by the reconciler."""
 
 
@@ -208,9 +199,21 @@ class Pool:
         self._end()
 
     def _start(self, number: int) -> None:
-        process = self._context.Process(target=_work, args=(self._app, number), daemon=False)
+        process = self._context.Process(target=self._work, args=(number,), daemon=False)
         process.start()
         self._processes[number] = process
+
+    def _work(self, number: int) -> None:
+        """One worker process, until SIGTERM: it then finishes its job."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_DFL)  # the pool's own would swallow it until RQ has set its
+        die_with_parent()
+        if self._stopping:
+            return
+        os.register_at_fork(after_in_child=die_with_parent)  # RQ's scheduler too
+        use(self._app)
+        worker = JobWorker(self._app, f"{os.uname().nodename}-{os.getpid()}-{number}")
+        worker.work(with_scheduler=number == 0, logging_level="WARNING")
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True

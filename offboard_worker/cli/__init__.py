@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 something needs 
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -33,6 +34,7 @@ app.add_typer(audit.app, name="audit")
 
 def main() -> None:
     """Run the command line; every foreseen error becomes a sentence and an exit code."""
+    os.umask(0o077)  # deliveries, people and evidence are for our own user alone
     try:
         app()
     except OffboardError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     from offboard_worker.app import Opened
+    from offboard_worker.core.chain import AuditRecord, Checkpoint
 
-T = TypeVar("T")
 app = typer.Typer(help="The audit trail.", no_args_is_help=True)
 PublicKeys = Annotated[
     list[Path] | None,
@@ -57,9 +58,9 @@ def _verify_export(path: Path, keys: dict[str, Ed25519PublicKey], extra: list[An
     from offboard_worker.core.chain import AuditRecord, Checkpoint, verify_chain, verify_checkpoints
 
     lines = _lines(path)
-    marks = [_read(Checkpoint, line["checkpoint"]) for line in lines if "checkpoint" in line]
+    marks = [_read(Checkpoint, line["checkpoint"]) for line in lines if _is_mark(line)]
     marks += [_read(Checkpoint, line) for line in extra]
-    rows = [_read(AuditRecord, line) for line in lines if "checkpoint" not in line]
+    rows = [_read(AuditRecord, line) for line in lines if not _is_mark(line)]
     hashes = {record.seq: record.hash for record in verify_chain(rows)}
     return len(hashes), verify_checkpoints(marks, hashes, keys)
 
@@ -140,15 +141,20 @@ def _public_key(path: Path) -> dict[str, Ed25519PublicKey]:
     return {fingerprint(key): key}
 
 
-def _read(kind: type[T], line: Any) -> T:
+def _is_mark(line: Any) -> bool:
+    return isinstance(line, dict) and "checkpoint" in line
+
+
+def _read(kind: type[AuditRecord] | type[Checkpoint], line: Any) -> Any:
     """Read one line of an export. One in another shape was altered: nothing of ours writes such."""
     from offboard_worker.errors import AuditBroken
 
-    try:
-        return kind(**line)
-    except TypeError:
-        seq = line.get("seq", "without a number") if isinstance(line, dict) else "that is no object"
-        raise AuditBroken(f"record {seq} doesn't have the fields of a {kind.__name__}") from None
+    types = {field.name: {"int": int, "str": str}.get(str(field.type), dict) for field in fields(kind)}
+    if not isinstance(line, dict):
+        raise AuditBroken(f"a line of the export is no object but {type(line).__name__}: it was altered")
+    if line.keys() != types.keys() or not all(type(line[name]) is types[name] for name in types):
+        raise AuditBroken(f"record {line.get('seq', '?')} doesn't have the fields of a {kind.__name__}: it was altered")
+    return kind(**line)
 
 
 def _lines(path: Path) -> list[Any]:

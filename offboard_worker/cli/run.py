@@ -136,20 +136,19 @@ def valkey(
     from offboard_worker.supervisor import embedded_valkey, wait_for_others, wait_for_redis
 
     set_up_logging()
-    if wait:
-        return asyncio.run(wait_for_redis(read_config(config)))
+    settings = read_config(config)
 
     async def run() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with embedded_valkey(read_config(config)) as server:
+        async with embedded_valkey(settings) as server:
             _ready("valkey", as_json, {})
             await stop.wait()
             if server is not None:
                 await wait_for_others(server)
 
-    asyncio.run(run())
+    asyncio.run(wait_for_redis(settings) if wait else run())
 
 
 def dashboard(

@@ -11,14 +11,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring as _quoted
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import rfc8785
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from offboard_worker.errors import AuditBroken
+
+if TYPE_CHECKING:  # 8 MB that the receiver, which signs nothing, doesn't need
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 GENESIS: Final = "0" * 64
 
@@ -146,6 +146,8 @@ class Checkpoint:
 
 def fingerprint(key: Ed25519PublicKey) -> str:
     """Return the first 16 hex digits of the SHA-256 of the raw public key."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:16]
 
 
@@ -185,6 +187,8 @@ def verify_checkpoints(
 
     `hashes` maps seq → hash of the verified chain. A checkpoint beyond the chain's end means that the tail was cut.
     """
+    from cryptography.exceptions import InvalidSignature
+
     count = 0
     for checkpoint in checkpoints:
         key = keys.get(checkpoint.key)

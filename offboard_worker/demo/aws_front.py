@@ -194,6 +194,11 @@ class AwsFront:
         with self._lock:
             self._faults.clear()
 
+    def prepared(self, action: str) -> int:
+        """How many faults of an action are still waiting for their call."""
+        with self._lock:
+            return len(self._faults[action])
+
     def stop(self) -> None:
         """Let hanging requests go."""
         self._stopping.set()

@@ -46,10 +46,12 @@ class Claims:
         if not ours:
             yield False
             return
-        renewal = asyncio.create_task(self._renew(name, token))
+        ended = asyncio.Event()
+        renewal = asyncio.create_task(self._renew(name, token, ended))
         try:
             yield True
         finally:
+            ended.set()  # a cancellation within a Redis call may come out as one more Redis error
             renewal.cancel()
             with suppress(asyncio.CancelledError):
                 await renewal
@@ -63,8 +65,8 @@ class Claims:
         except (RedisError, OSError):
             return True
 
-    async def _renew(self, name: str, token: str) -> None:
-        while True:
+    async def _renew(self, name: str, token: str, ended: asyncio.Event) -> None:
+        while not ended.is_set():
             await asyncio.sleep(self._ttl / 10)
             with suppress(RedisError, OSError):
                 await self._redis.eval(_RENEW, 1, self._key(name), token, str(int(self._ttl * 1000)))

@@ -63,6 +63,7 @@ class ContainmentRecorder:
         self._projection = projection
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
 
     def nudge(self) -> None:
         """Say that there is something to record."""
@@ -75,6 +76,7 @@ class ContainmentRecorder:
         """Record what is waiting, if that is quick, and end."""
         if self._task is None:
             return
+        self._closing = True  # a cancellation within a Redis call may come out as one more Redis error
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -83,7 +85,7 @@ class ContainmentRecorder:
                 await record_containment(self._store, self._projection)
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             await self._wanted.wait()
             self._wanted.clear()
             try:

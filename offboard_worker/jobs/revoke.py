@@ -238,6 +238,8 @@ class Part:
         self.trouble = trouble
         self.persist = Persistence(ctx.settings, connector.config.timeout * 2)
         self._slots = asyncio.Semaphore(connector.config.concurrency)
+        self._pen = asyncio.Lock()
+        self._unwritten: list[tuple[Held, Evidence, ConnectorError | None]] = []
         self._asked_at = 0.0
         self._goes_on = True
 
@@ -331,16 +333,24 @@ class Part:
             if not await self._still_wanted():
                 return
             proof, error = await self._prove(held)
-        async with self.ctx.store.write() as tx:
-            await credentials.keep_evidence(tx, self.case.id, held.row_id, proof)
-            if isinstance(error, NeedsHuman):
-                await credentials.open_task(
-                    tx, self.case.id, held.row_id, self.connector.instance, error.message, error.advice
-                )
-            elif proof.strength in SETTLED:
-                await credentials.close_tasks(tx, self.case.id, [held.row_id], "worker", "read back")
         if error is not None:
             self.trouble.note(error)
+        self._unwritten.append((held, proof, error))
+        async with self._pen:  # what is proven while another record is written shares the next transaction
+            batch, self._unwritten = self._unwritten, []
+            if batch:
+                async with self.ctx.store.write() as tx:
+                    for one in batch:
+                        await self._record(tx, *one)
+
+    async def _record(self, tx: Transaction, held: Held, proof: Evidence, error: ConnectorError | None) -> None:
+        await credentials.keep_evidence(tx, self.case.id, held.row_id, proof)
+        if isinstance(error, NeedsHuman):
+            await credentials.open_task(
+                tx, self.case.id, held.row_id, self.connector.instance, error.message, error.advice
+            )
+        elif proof.strength in SETTLED:
+            await credentials.close_tasks(tx, self.case.id, [held.row_id], "worker", "read back")
 
     async def _prove(self, held: Held) -> tuple[Evidence, ConnectorError | None]:
         """Do the action and believe only the read-back."""

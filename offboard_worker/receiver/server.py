@@ -204,7 +204,8 @@ class Receiver:
             return _response(answer), "handshake"
         await source.verify(delivery, now)
         statements = tuple(source.parse(delivery))
-        received = Received(source.instance, delivery.method, delivery.headers, body, now.timestamp())
+        kept = source.keepable(body)
+        received = Received(source.instance, delivery.method, delivery.headers, kept, now.timestamp())
         await self._acceptance.take(Arrival(received, statements))
         return _response(source.answer(delivery)), "accepted"
 

@@ -133,6 +133,10 @@ class Source(ABC, Generic[C]):
     def parse(self, delivery: Delivery) -> Iterable[Statement]:
         """Say what the verified delivery means. Raises MalformedDelivery."""
 
+    def keepable(self, body: bytes) -> bytes:
+        """The verified body as the inbox keeps it: a secret that proves the sender, and stands in it, is left out."""
+        return body
+
     def answer(self, delivery: Delivery) -> Answer:
         """The answer for an accepted delivery, the same for a duplicate."""
         return Answer(200)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,6 +13,9 @@ from offboard_worker.core.chain import GENESIS, AuditRecord, Checkpoint, sign, v
 from offboard_worker.errors import AuditBroken
 from offboard_worker.store.database import Store, rfc3339
 from offboard_worker.store.schema import audit, checkpoints, counters
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 
 def _record(row: Any) -> AuditRecord:

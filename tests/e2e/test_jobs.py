@@ -175,6 +175,28 @@ def _requeue_in_code(system: System, job: str) -> None:
     client.close()
 
 
+async def test_a_refused_credential_of_ours_is_told_and_the_case_goes_on_once_it_is_mended(
+    system: System, town: Town
+) -> None:
+    who, refusal = town.somebody(), {"errorCode": "E0000011", "errorSummary": "Invalid token provided"}
+    town.world.okta.faults.answer("* /api/v1/**", status=401, json=refusal, times=None)
+    assert await system.okta(who) in (200, 204)
+    case = await system.settled(who.person, "attention")
+    (part,) = [target for target in case["targets"] if target["connector"] == "okta"]
+    assert part["state"] == "paused"
+    assert part["advice"]
+    assert {t["state"] for t in case["targets"] if t["connector"] != "okta"} <= {"done", "running", "pending"}
+
+    async def given_up() -> bool:
+        return await status_of(system, job_id(case)) == ["failed"]
+
+    await until("the queue stops trying", given_up)
+    assert (await system.case(who.person))["state"] == "attention"
+    town.world.okta.faults.clear()
+    await system.inst.cli("case", "retry", case["id"])
+    await system.verified(who)
+
+
 async def test_a_vendor_that_lies_is_not_believed(system: System, town: Town) -> None:
     who = town.somebody()
     town.world.okta.faults.lie(suspend(who))

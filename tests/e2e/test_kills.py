@@ -82,6 +82,27 @@ async def test_a_worker_killed_between_a_vendors_call_and_our_record_leaves_noth
         assert any(part["runs"] > 1 for part in case["targets"] if part["connector"] == "okta"), step
 
 
+async def test_a_worker_killed_in_the_middle_of_other_vendors_calls_leaves_nothing_undone(
+    system: System, town: Town
+) -> None:
+    disabled, left, cut = leavers = [town.somebody(rich=True) for _ in range(3)]
+    graph, aws = town.world.graph.faults, town.world.aws
+    graph.hang(f"PATCH /v1.0/users/{disabled.entra_id}", 60, performed=True)
+    graph.hang(f"DELETE /v1.0/groups/*/members/{left.entra_id}/$ref", 60, performed=True)
+    aws.hang("UpdateAccessKey")
+    for who in leavers:
+        assert await system.okta(who) in (200, 204)
+
+    async def all_hang() -> bool:
+        return graph.prepared == 0 and not aws.front.prepared("UpdateAccessKey")
+
+    await until("each job hangs at its step", all_hang, within=60)
+    await system.back("worker", system.kill("worker"))
+    for who in leavers:
+        case = await system.verified(who, within=90)
+        assert max(part["runs"] for part in case["targets"]) > 1 or who is cut
+
+
 async def test_a_worker_killed_at_any_moment_leaves_nothing_undone(system: System, town: Town) -> None:
     town.world.okta.faults.latency = town.world.graph.faults.latency = 0.02
     leavers = [town.somebody(rich=True) for _ in range(4)]

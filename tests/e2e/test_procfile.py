@@ -33,7 +33,7 @@ def test_the_procfile_brings_every_process_up_and_ends_them_cleanly(tmp_path: Pa
         "OFFBOARD_CONFIG": str(tmp_path / "config.yaml"),
     }
     output = tmp_path / "output"
-    command = [binaries / "honcho", "-f", ROOT / "Procfile", "-d", tmp_path, "start", "--no-colour"]
+    command: list[str | Path] = [binaries / "honcho", "-f", ROOT / "Procfile", "-d", tmp_path, "start", "--no-colour"]
     with output.open("wb") as file:
         honcho = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=tmp_path)
         try:
@@ -52,4 +52,6 @@ def test_the_procfile_brings_every_process_up_and_ends_them_cleanly(tmp_path: Pa
     said = output.read_text("utf-8")
     assert set(re.findall(r"(\w+)\.1 stopped \(rc=0\)", said)) == PROCESSES, said
     assert "Traceback" not in said, said
-    assert (tmp_path / "data" / "store.db").exists()
+    written = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert tmp_path / "data" / "store.db" in written
+    assert not [path for path in written if path.stat().st_mode & 0o077], "nothing is readable by other users"

@@ -15,7 +15,7 @@ from offboard_worker.denylist.embedded import EmbeddedValkey
 from offboard_worker.errors import AccessRefused, Fatal, NeedsHuman, Retryable
 from offboard_worker.jobs import operate, revoke
 from offboard_worker.jobs.duties import queue_due_deletes
-from offboard_worker.store import cases
+from offboard_worker.store import cases, credentials
 from offboard_worker.store.cases import CaseRow
 from offboard_worker.store.credentials import held_by_case
 from offboard_worker.store.database import Store
@@ -376,7 +376,7 @@ async def test_a_worker_killed_before_a_record_is_written_loses_nothing(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(revoke.credentials, name, die)
+        patched.setattr(credentials, name, die)
         with pytest.raises(Killed):
             await office.work(case)
     case = await office.work(case)

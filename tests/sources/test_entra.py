@@ -75,6 +75,17 @@ async def test_every_item_must_carry_the_client_state() -> None:
         await entra().verify(delivery(body), NOW)
 
 
+@pytest.mark.parametrize("escaped", [False, True], ids=["plain", "escaped"])
+def test_the_client_state_is_not_kept(escaped: bool) -> None:
+    source, state = entra(), '"tricky" \\ st\u00e4te'
+    source = EntraNotifications("entra-corp", source.config.model_copy(update={"client_state": Secret(state)}))
+    written = "".join(f"\\u{ord(letter):04x}" for letter in state) if escaped else json.dumps(state)[1:-1]
+    body = f'{{"value":[{{"clientState":"{written}","changeType":"updated"}}]}}'.encode()
+    assert json.loads(body)["value"][0]["clientState"] == state
+    kept = source.keepable(body)
+    assert json.loads(kept) == {"value": [{"clientState": "\u2022\u2022\u2022\u2022", "changeType": "updated"}]}
+
+
 async def test_an_empty_delivery_proves_nothing() -> None:
     with pytest.raises(MalformedDelivery):
         await entra().verify(delivery({"value": []}), NOW)

@@ -19,11 +19,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlsplit
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
@@ -31,8 +26,10 @@ from offboard_worker.errors import BadSignature, MalformedDelivery, SourceUnavai
 from offboard_worker.sources import wire
 from offboard_worker.sources.source import Delivery
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # cryptography is imported with the first signature: it costs a receiver without SNS 8 MB
     from aiohttp import ClientSession
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 NOTIFICATION: Final = "Notification"
 SUBSCRIPTION: Final = "SubscriptionConfirmation"
@@ -44,7 +41,7 @@ SIGNED: Final = {
     UNSUBSCRIPTION: ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"),
 }
 OPTIONAL: Final = frozenset({"Subject"})
-HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {"1": hashes.SHA1(), "2": hashes.SHA256()}  # noqa: S303 - SNS v1
+HASHES: Final[Mapping[str, str]] = {"1": "SHA1", "2": "SHA256"}
 HOST: Final = re.compile(r"sns\.([a-zA-Z0-9-]{3,})\.amazonaws\.com(\.cn)?")
 TOPIC: Final = re.compile(r"arn:(aws[a-z-]*):sns:([a-z0-9-]{3,}):[0-9]{12}:[A-Za-z0-9_.-]{1,256}")
 FUTURE: Final = timedelta(minutes=5)
@@ -162,6 +159,9 @@ class Certificates:
 
     async def key(self, url: str, now: datetime) -> RSAPublicKey:
         """Return the key of a certificate that is valid now. Raises BadSignature or SourceUnavailable."""
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
         certificate = self._fresh(url)
         if certificate is None:
             async with self._turn:
@@ -181,6 +181,8 @@ class Certificates:
         return found[1] if found is not None and time.monotonic() - found[0] < KEEP_FOR else None
 
     async def _fetched(self, url: str) -> x509.Certificate:
+        from cryptography import x509
+
         self._session = self._session or wire.open_session()
         status, _, body = await wire.fetch(self._session, "GET", url, limit=CERTIFICATE_LIMIT, encoded=True)
         if status != 200:
@@ -203,6 +205,10 @@ class Certificates:
 
 async def verify(delivery: Delivery, now: datetime, rules: Rules, certificates: Certificates) -> None:
     """Prove that SNS sent this for a topic on the list, not long ago. Cheap checks come before the fetch."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+
     envelope = wire.read(ENVELOPE, delivery.body, "an SNS message")
     arn = envelope["TopicArn"]
     _check_headers(delivery.headers, envelope)
@@ -219,7 +225,7 @@ async def verify(delivery: Delivery, now: datetime, rules: Rules, certificates: 
         raise BadSignature("the Signature is not base64") from None
     key = await certificates.key(envelope["SigningCertURL"], now)
     try:
-        key.verify(signature, signed, PKCS1v15(), algorithm)
+        key.verify(signature, signed, PKCS1v15(), getattr(hashes, algorithm)())
     except InvalidSignature:
         raise BadSignature("the SNS signature does not match: forged, or changed on its way") from None
 
