@@ -11,12 +11,14 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from redis.exceptions import RedisError
 from rq import Queue, Worker, get_current_job
 from rq.serializers import JSONSerializer
 
@@ -212,8 +214,12 @@ class Pool:
             return
         os.register_at_fork(after_in_child=die_with_parent)  # RQ's scheduler too
         use(self._app)
-        worker = JobWorker(self._app, f"{os.uname().nodename}-{os.getpid()}-{number}")
-        worker.work(with_scheduler=number == 0, logging_level="WARNING")
+        try:
+            worker = JobWorker(self._app, f"{os.uname().nodename}-{os.getpid()}-{number}")
+            worker.work(with_scheduler=number == 0, logging_level="WARNING")
+        except (RedisError, OSError) as error:
+            log.warning("worker %d lost Redis: %s", number, type(error).__name__)
+            sys.exit(1)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True

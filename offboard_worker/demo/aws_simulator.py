@@ -58,6 +58,9 @@ class UserState:
     inline: Mapping[str, Any]
 
 
+_LOAD_POLICIES = "MOTO_IAM_LOAD_MANAGED_POLICIES"
+
+
 @lru_cache(maxsize=1)
 def _moto() -> Any:
     """moto's server application: it is slow to make, holds no state, and tells accounts apart by a header."""
@@ -118,7 +121,7 @@ class AwsSimulator:
 
     def start(self) -> Self:
         """Listen on a free port of 127.0.0.1 in a thread of its own."""
-        os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"  # read when the account's backend is made
+        self._make_account()
         from moto.moto_server.werkzeug_app import MotoRequestHandler
         from werkzeug.serving import make_server
 
@@ -133,6 +136,22 @@ class AwsSimulator:
         self._thread.start()
         self._create_own_user()
         return self
+
+    def _make_account(self) -> None:
+        """Make the account with AWS's own policies in it.
+
+        moto reads the variable whenever it makes an account's backend. Left set, a request with an unknown key, for which
+        moto makes those of every partition of every account in the process, would load them each time: minutes.
+        """
+        before = os.environ.get(_LOAD_POLICIES)
+        os.environ[_LOAD_POLICIES] = "true"
+        try:
+            self._backend()
+        finally:
+            if before is None:
+                del os.environ[_LOAD_POLICIES]
+            else:
+                os.environ[_LOAD_POLICIES] = before
 
     def stop(self) -> None:
         if self._server is None or self._thread is None:

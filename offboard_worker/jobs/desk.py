@@ -131,8 +131,8 @@ class Desk:
             tx.conn,
             [(inbox.SEEN, list(set(keys))), (OPENED_SINCE, [since]), *Directory.names(names, addresses)],
         )
-        directory = await Directory.of_found(tx.conn, found)
-        open_cases = await cases.unfinished_of(tx.conn, directory.by_id)
+        directory = await Directory.of_found(tx.conn, found, cases.OF_PEOPLE)
+        open_cases = cases.unfinished(directory.besides)
         return {(source, key) for source, key in seen}, cls(tx, book, directory, open_cases, recent)
 
     def person(self, person_id: str) -> Known:
@@ -328,7 +328,7 @@ class Desk:
     async def finish(self) -> None:
         """Write people, denials, cases and targets, in the order that their references ask for."""
         self._deny_further_names()
-        await self.directory.save(self.tx)
+        self.directory.defer(self.tx)
         await self._deny()
         await self._write_cases()
         for case_id, connector in self._again:

@@ -64,7 +64,7 @@ def _target(row: Any) -> TargetRow:
 
 
 _FIELDS = tuple(one.name for one in fields(CaseRow))
-_OF_PEOPLE = Lookup(cases, ("person_id",), _FIELDS)
+OF_PEOPLE = Lookup(cases, ("person_id",), _FIELDS)
 
 
 def _case_of(row: Row) -> CaseRow:
@@ -89,7 +89,12 @@ def defer_cases(tx: Transaction, rows: Sequence[CaseRow], parts: Sequence[Target
 async def unfinished_of(conn: AsyncConnection, person_ids: Iterable[str]) -> dict[str, CaseRow]:
     """The unfinished case of each of these people, by person id. There is at most one each."""
     wanted = [(person_id,) for person_id in set(person_ids)]
-    (rows,) = await look_up(conn, [(_OF_PEOPLE, wanted)])
+    (rows,) = await look_up(conn, [(OF_PEOPLE, wanted)])
+    return unfinished(rows)
+
+
+def unfinished(rows: Iterable[Row]) -> dict[str, CaseRow]:
+    """As `unfinished_of`, from the answers to an OF_PEOPLE look-up."""
     return {case.person_id: case for case in map(_case_of, rows) if case.state not in FINISHED}
 
 

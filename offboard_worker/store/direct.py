@@ -125,6 +125,8 @@ async def look_up(conn: AsyncConnection, wanted: Sequence[tuple[Lookup | Query, 
             for look, keys in wanted
         ]
     work = [(look.sqlite, _sqlite_parameters(look, keys)) if keys else None for look, keys in wanted]
+    if not any(work):
+        return [[] for _ in work]
     found: list[list[Row]] = await raw._execute(_read, raw._conn, work)
     return found
 

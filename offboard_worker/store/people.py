@@ -102,6 +102,7 @@ class Directory:
         self.by_id: dict[str, Known] = {}
         self._by_alias: dict[tuple[str, str], str] = {}
         self._by_email: dict[str, set[str]] = defaultdict(set)
+        self.besides: list[Row] = []
 
     @classmethod
     async def of_names(
@@ -117,15 +118,20 @@ class Directory:
         return [(BY_ALIAS, list(set(names))), (BY_EMAIL, [(address,) for address in mail])]
 
     @classmethod
-    async def of_found(cls, conn: AsyncConnection, found: Iterable[Sequence[Row]]) -> Directory:
-        return await cls.of_ids(conn, {row[0] for rows in found for row in rows})
+    async def of_found(
+        cls, conn: AsyncConnection, found: Iterable[Sequence[Row]], also: Lookup | None = None
+    ) -> Directory:
+        return await cls.of_ids(conn, {row[0] for rows in found for row in rows}, also)
 
     @classmethod
-    async def of_ids(cls, conn: AsyncConnection, ids: Iterable[str]) -> Directory:
+    async def of_ids(cls, conn: AsyncConnection, ids: Iterable[str], also: Lookup | None = None) -> Directory:
+        """Read these people; the answers to `also`, asked by person id in the same visit, are in `besides`."""
         directory = cls()
         for chunk in _chunks(list(set(ids)), 800):
             keys = [(person_id,) for person_id in chunk]
-            them, names, mail, said = await look_up(conn, [(look, keys) for look in _OF_PERSON])
+            looks = _OF_PERSON if also is None else (*_OF_PERSON, also)
+            them, names, mail, said, *besides = await look_up(conn, [(look, keys) for look in looks])
+            directory.besides += [row for rows in besides for row in rows]
             for person_id, name, state, generation, protected, created_at in them:
                 directory.by_id[person_id] = Known(
                     person_id, name, PersonState(state), generation, bool(protected), created_at=created_at
@@ -189,15 +195,13 @@ class Directory:
 
     async def save(self, tx: Transaction) -> None:
         """Write what changed: new people and names are inserted, states and standings overwritten."""
-        old = [known for known in self.by_id.values() if not known.is_new]
-        tx.defer(_PEOPLE_AGAIN, [_row(known, known.created_at) for known in old])
-        self._defer(tx)
-        if old:
-            await tx.send()
+        self.defer(tx)
+        await tx.send()
 
-    def _defer(self, tx: Transaction) -> None:
-        """Insert new people, names and standings at the transaction's next `send`."""
+    def defer(self, tx: Transaction) -> None:
+        """As `save`, at the transaction's next `send`."""
         everybody = self.by_id.values()
+        tx.defer(_PEOPLE_AGAIN, [_row(known, known.created_at) for known in everybody if not known.is_new])
         tx.defer(_PEOPLE, [_row(known, tx.now) for known in everybody if known.is_new])
         tx.defer(
             _ALIASES,

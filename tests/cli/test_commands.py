@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
+from typer.core import TyperOption
 from typer.testing import CliRunner
 
 from offboard_worker import config as configuration
@@ -26,7 +26,7 @@ from tests.cli.conftest import Run
 pytestmark = pytest.mark.integration
 
 
-def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield path
     for name, below in getattr(command, "commands", {}).items():
         yield from commands(below, (*path, name))
@@ -55,7 +55,7 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
         command = command.commands[name]
     assert command.help, "says what it does"
     for option in command.params:
-        if isinstance(option, click.Option) and option.name not in ("help", "limit", "install_completion"):
+        if isinstance(option, TyperOption) and option.name not in ("help", "limit", "install_completion"):
             assert option.help or option.name in ("show_completion", "offline"), f"{option.name} has no help"
 
 
@@ -310,7 +310,7 @@ def _change_first(lines: list[str]) -> list[str]:
     return [json.dumps({**record, "who": "somebody else"}), *lines[1:]]
 
 
-TAMPERINGS = {
+TAMPERINGS: dict[str, Callable[[list[str]], list[str]]] = {
     "a record was changed": _change_first,
     "a record is missing": lambda lines: lines[1:],
     "two records were swapped": lambda lines: [lines[1], lines[0], *lines[2:]],

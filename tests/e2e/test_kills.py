@@ -105,7 +105,7 @@ async def test_a_worker_killed_in_the_middle_of_other_vendors_calls_leaves_nothi
 
 async def test_a_worker_killed_at_any_moment_leaves_nothing_undone(system: System, town: Town) -> None:
     town.world.okta.faults.latency = town.world.graph.faults.latency = 0.02
-    leavers = [town.somebody(rich=True) for _ in range(4)]
+    leavers = [town.somebody() for _ in range(4)]
     for who in leavers:
         assert await system.okta(who) in (200, 204)
     for _ in range(2):

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from redis import Redis
 from rq import SimpleWorker
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
@@ -34,7 +33,7 @@ def queues(queues: Queues) -> Queues:
     return Queues(queues.redis, SETTINGS)
 
 
-def everything_in(redis: Redis) -> Iterator[bytes]:
+def everything_in(redis: Any) -> Iterator[bytes]:
     """Every name and value that Redis holds, as bytes; compressed ones opened."""
     for key in redis.scan_iter():
         yield key
@@ -81,7 +80,7 @@ def revoke(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return asyncio.run(job(None, None))
 
     monkeypatch.setattr(worker, "_run", run_job)
-    monkeypatch.setattr(worker.revocation, "run", run)
+    monkeypatch.setattr("offboard_worker.jobs.revoke.run", run)
     return [script, seen]
 
 

@@ -479,7 +479,7 @@ async def test_nothing_is_taken_from_somebody_who_is_back_before_the_job_ran(off
 async def test_somebody_who_comes_back_in_the_middle_gets_everything_back(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revoke, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr("offboard_worker.jobs.part.ASK_AGAIN", 0.0)
     office.config = office.config.model_copy(update={"concurrency": 1})
     office.vault.add(KEY, "k1", "k2", "k3")
     for first in ("k1", "k2", "k3"):
@@ -536,7 +536,7 @@ async def test_restoring_goes_backwards_through_the_stages(office: Office) -> No
 
 
 async def test_a_cancelled_case_stops_in_the_middle(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revoke, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr("offboard_worker.jobs.part.ASK_AGAIN", 0.0)
     office.config = office.config.model_copy(update={"concurrency": 1})
     office.vault.add(KEY, "k1", "k2")
     case = await office.offboard()

@@ -7,6 +7,7 @@ import time
 import zlib
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,8 @@ def test_a_duty_is_queued_at_once_and_then_at_its_interval(queues: Queues) -> No
 def test_a_duty_is_a_name_and_its_arguments_in_json(queues: Queues) -> None:
     Schedule(queues, [Duty(worker.catch_up, timedelta(minutes=10), ("okta-main",))]).tick()
     (job,) = queues.queue(MAINTAIN).jobs
-    data = json.loads(zlib.decompress(queues.redis.hget(job.key, "data") or b""))
+    raw: Any = queues.redis.hget(job.key, "data")
+    data = json.loads(zlib.decompress(raw))
     assert data == ["offboard_worker.worker.catch_up", None, ["okta-main"], {}]
 
 
