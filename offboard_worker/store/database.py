@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from offboard_worker.core.chain import GENESIS, canonical_text, seal
 from offboard_worker.denylist.facts import Entry, Fact
 from offboard_worker.errors import ConfigError, StoreUnavailable
-from offboard_worker.store.direct import Insert, Query, Row, begin_write, insert_all
+from offboard_worker.store.direct import Insert, Query, Row, begin_write, has_ended, insert_all
 from offboard_worker.store.schema import REVISION, audit, counters, denial_facts, denials
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -106,7 +106,22 @@ def _tune_sqlite(engine: AsyncEngine, durable: bool) -> None:
     def begin(connection: Any) -> None:
         writes = connection.get_execution_options().get("offboard_writes")
         if writes != "direct":  # `Store.write` begins by itself
+            connection.connection.driver_connection.offboard_ended = False
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    # `Store.write` commits together with its last rows. What SQLAlchemy and its pool say after that would be two more
+    # visits to the driver's thread for nothing; after anything else (an error, a cancellation) they are made.
+    dialect: Any = engine.sync_engine.dialect
+    for name in ("do_commit", "do_rollback"):
+        setattr(dialect, name, _unless_ended(getattr(dialect, name)))
+
+
+def _unless_ended(act: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(connection: Any) -> None:
+        if not has_ended(connection.driver_connection):
+            act(connection)
+
+    return run
 
 
 def _tune_postgres_for_benchmark(engine: AsyncEngine) -> None:
@@ -176,13 +191,16 @@ class Transaction:
         if rows:
             self._writes.append((into, rows))
 
-    async def send(self) -> None:
-        """Give the database what was deferred: from then on this transaction's own reads see it."""
-        writes, self._writes = self._writes, []
-        if writes:
-            await insert_all(self.conn, writes)
+    async def send(self, *, last: bool = False) -> None:
+        """Give the database what was deferred: from then on this transaction's own reads see it.
 
-    async def flush(self) -> None:
+        `last` says that nothing comes after it: where that saves a visit to the database, it commits at once.
+        """
+        writes, self._writes = self._writes, []
+        if writes or last:
+            await insert_all(self.conn, writes, commit=last)
+
+    async def flush(self, *, last: bool = False) -> None:
         """Write what was gathered. The transaction's owner calls this right before the commit."""
         heads: list[Row] = []
         if self._denials:
@@ -194,7 +212,7 @@ class Transaction:
             heads.append(("audit", self._audit_seq, self._audit_hash))
         self.defer(_COUNTERS, heads)
         self._records, self._denials, self._facts = [], [], {}
-        await self.send()
+        await self.send(last=last)
 
 
 _DENIALS, _AUDIT = Insert(denials), Insert(audit)
@@ -267,7 +285,7 @@ class Store:
                 async with conn.begin():
                     transaction = Transaction(conn, self.clock(), await _heads(conn))
                     yield transaction
-                    await transaction.flush()
+                    await transaction.flush(last=True)
         except Exception as error:
             if not _is_the_databases(error):
                 raise

@@ -144,8 +144,14 @@ def _sqlite_parameters(look: Lookup | Query, keys: Sequence[Row]) -> Row:
 async def begin_write(conn: AsyncConnection, heads: Query) -> list[Row]:
     """Begin SQLite's one write transaction and read the counters, in one visit to the connection's thread."""
     raw = await driver(conn)
+    raw.offboard_ended = False
     found: list[Row] = await raw._execute(_begin, raw._conn, heads.sqlite)
     return found
+
+
+def has_ended(raw: Any) -> bool:
+    """Say whether the transaction that `begin_write` began was committed by `insert_all`, and nothing came after it."""
+    return bool(getattr(raw, "offboard_ended", False))
 
 
 def _begin(db: sqlite3.Connection, heads: str) -> list[Row]:
@@ -157,8 +163,13 @@ def _read(db: sqlite3.Connection, work: Sequence[tuple[str, Row] | None]) -> lis
     return [[] if one is None else db.execute(*one).fetchall() for one in work]
 
 
-async def insert_all(conn: AsyncConnection, writes: Sequence[tuple[Insert, Sequence[Row]]]) -> None:
-    """Insert rows into several tables, in the order given. Raises the driver's errors."""
+async def insert_all(
+    conn: AsyncConnection, writes: Sequence[tuple[Insert, Sequence[Row]]], *, commit: bool = False
+) -> None:
+    """Insert rows into several tables, in the order given. Raises the driver's errors.
+
+    With `commit`, SQLite commits in the same visit to its thread; PostgreSQL leaves that to SQLAlchemy.
+    """
     raw = await driver(conn)
     if conn.dialect.name == "postgresql":
         for into, rows in writes:
@@ -166,9 +177,13 @@ async def insert_all(conn: AsyncConnection, writes: Sequence[tuple[Insert, Seque
                 await raw.execute(into.postgres, *_columns(rows))
         return
     work = [statement for into, rows in writes if rows for statement in into.sqlite(rows)]
-    await raw._execute(_write, raw._conn, work)
+    await raw._execute(_write, raw._conn, work, commit)
+    if commit:  # not reached by a write that failed or was cancelled: that one is rolled back
+        raw.offboard_ended = True
 
 
-def _write(db: sqlite3.Connection, work: Sequence[tuple[str, list[Any]]]) -> None:
+def _write(db: sqlite3.Connection, work: Sequence[tuple[str, list[Any]]], commit: bool) -> None:
     for text, values in work:
         db.execute(text, values)
+    if commit:
+        db.execute("COMMIT")

@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("value", sa.Integer(), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_counters")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "credentials",
@@ -61,6 +62,7 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "connector", "kind", "scope", "vendor_id", name=op.f("uq_credentials_connector_kind_scope_vendor_id")
         ),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_credentials_person_id", "credentials", ["person_id"], unique=False)
     op.create_table(
@@ -89,6 +91,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("seq", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_denial_facts")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "denials",
@@ -123,6 +126,7 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
         sa.UniqueConstraint("source", "key", name=op.f("uq_events_source_key")),
+        sqlite_with_rowid=False,
     )
     op.create_index(
         "ix_events_pending",
@@ -150,6 +154,7 @@ def upgrade() -> None:
         sa.Column("protected", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_people")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "aliases",
@@ -161,6 +166,7 @@ def upgrade() -> None:
         sa.Column("learned_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_aliases_person_id")),
         sa.PrimaryKeyConstraint("system", "alias", name=op.f("pk_aliases")),
+        sqlite_with_rowid=False,
     )
     op.create_index(op.f("ix_aliases_person_id"), "aliases", ["person_id"], unique=False)
     op.create_table(
@@ -182,6 +188,7 @@ def upgrade() -> None:
         sa.Column("delete_due_at", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_cases_person_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cases")),
+        sqlite_with_rowid=False,
     )
     op.create_index(op.f("ix_cases_opened_at"), "cases", ["opened_at"], unique=False)
     op.create_index(op.f("ix_cases_state"), "cases", ["state"], unique=False)
@@ -200,6 +207,7 @@ def upgrade() -> None:
         sa.Column("learned_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_emails_person_id")),
         sa.PrimaryKeyConstraint("email", "person_id", name=op.f("pk_emails")),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_emails_person_id", "emails", ["person_id"], unique=False)
     op.create_table(
@@ -210,6 +218,7 @@ def upgrade() -> None:
         sa.Column("occurred_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_standings_person_id")),
         sa.PrimaryKeyConstraint("person_id", "source", name=op.f("pk_standings")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "case_credentials",
@@ -220,6 +229,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case_id"], ["cases.id"], name=op.f("fk_case_credentials_case_id")),
         sa.ForeignKeyConstraint(["credential_id"], ["credentials.id"], name=op.f("fk_case_credentials_credential_id")),
         sa.PrimaryKeyConstraint("case_id", "credential_id", name=op.f("pk_case_credentials")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "evidence",
@@ -258,6 +268,7 @@ def upgrade() -> None:
         sa.Column("advice", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["case_id"], ["cases.id"], name=op.f("fk_targets_case_id")),
         sa.PrimaryKeyConstraint("case_id", "connector", name=op.f("pk_targets")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "tasks",
@@ -273,6 +284,7 @@ def upgrade() -> None:
         sa.Column("note", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["case_id"], ["cases.id"], name=op.f("fk_tasks_case_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
+        sqlite_with_rowid=False,
     )
     op.create_index(op.f("ix_tasks_case_id"), "tasks", ["case_id"], unique=False)
 
