@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -58,6 +58,7 @@ async def serve(url: str, durability: str) -> None:
     from offboard_worker.secret import Secret
     from offboard_worker.sources.okta import OktaConfig, OktaHook
     from offboard_worker.store.database import Store
+    from offboard_worker.store.wal import short_log
 
     issuers = ("https://example.okta.com",)
     source = OktaHook("okta-main", OktaConfig(type="okta", secret=Secret(SECRET), issuers=issuers))
@@ -80,6 +81,8 @@ async def serve(url: str, durability: str) -> None:
         return []
 
     settings = ReceiverSettings(listen="127.0.0.1:0", durability="off" if durability == "off" else "full")
+    keeping = ExitStack()
+    keeping.enter_context(short_log(url))
     store = await Store.open(url, durable=durability != "off")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -96,6 +99,7 @@ async def serve(url: str, durability: str) -> None:
         print(receiver.url, receiver.metrics_url, flush=True)
         await stop.wait()
     await store.close()
+    keeping.close()
 
 
 # -- the load generator's process ----------------------------------------------------------------------------------

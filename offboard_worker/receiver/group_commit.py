@@ -19,8 +19,8 @@ Result = TypeVar("Result")
 
 CAP = 256
 """Items in one commit at most."""
-GATHER = 0.001
-"""Seconds that a commit waits for those who were just answered, if there were several: half as many commits in turn."""
+GATHER = 0.003
+"""Seconds that a commit waits for those who were just answered, if there were several: a third as many commits."""
 SEVERAL = 8
 WAITING = 8192
 """Items that may wait: beyond that the store is not keeping up, and the sender had better come back."""

@@ -17,6 +17,7 @@ from offboard_worker.jobs.intake import Arrival, accept
 from offboard_worker.jobs.rulebook import Accepted
 from offboard_worker.receiver.server import Receiver
 from offboard_worker.store.inbox import Received
+from offboard_worker.store.wal import short_log
 
 REDIS_TIMEOUT = 0.5
 """Seconds: a sender waits 3 to 10 s in all, and what Redis didn't take is pushed by the scheduler."""
@@ -28,6 +29,11 @@ async def run_receiver(app: App, ready: Callable[[dict[str, str]], None], stop: 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    with short_log(app.config.store_url):
+        await _run(app, ready, stop)
+
+
+async def _run(app: App, ready: Callable[[dict[str, str]], None], stop: asyncio.Event) -> None:
     async with app.open(redis_timeout=REDIS_TIMEOUT) as opened:
         recorder = ContainmentRecorder(opened.store, opened.projection)
         await warm_up(opened)

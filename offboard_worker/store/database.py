@@ -98,7 +98,7 @@ def _tune_sqlite(engine: AsyncEngine, durable: bool) -> None:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
         cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA wal_autocheckpoint=4000")  # a busy commit writes 200 pages: 1000 would be five commits
+        cursor.execute("PRAGMA wal_autocheckpoint=16000")  # only where nobody keeps the log short beside: store/wal.py
         cursor.execute("PRAGMA busy_timeout=15000")
         cursor.close()
 
