@@ -13,6 +13,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
@@ -20,6 +21,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from offboard_worker.config import ProxySettings
 from offboard_worker.errors import ConfigError
+from offboard_worker.http_connection import TimedConnection
 from offboard_worker.proxy.admission import Admission, Flight, Refused
 from offboard_worker.proxy.answers import SERVER, refusal, trouble
 from offboard_worker.proxy.forward import Exchange, Forwarder
@@ -161,49 +163,14 @@ class Door(web.Server):
         )
 
 
-class DoorProtocol(RequestHandler):
-    """One connection. Its head timer runs whenever no request is being answered."""
+class DoorProtocol(TimedConnection):
+    """One connection of a developer's."""
 
-    __slots__ = ("_head_timeout", "_head_timer", "_on_malformed")
+    __slots__ = ("_on_malformed",)
 
-    def __init__(
-        self, manager: web.Server, *, head_timeout: float, on_malformed: Callable[[], None], **settings: object
-    ) -> None:
-        super().__init__(manager, **settings)  # type: ignore[arg-type]
+    def __init__(self, manager: web.Server, *, on_malformed: Callable[[], None], **settings: Any) -> None:
+        super().__init__(manager, **settings)
         self._on_malformed = on_malformed
-        self._head_timeout = head_timeout
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count > before:
-            self._disarm()
-        elif self._head_timer is None and data:
-            self._arm()
-
-    def _arm(self) -> None:
-        self._head_timer = self._loop.call_later(self._head_timeout, self._head_is_late)
-
-    def _disarm(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
-        if self._current_request is not None or self._messages or self._payload_parser is not None:
-            self._arm()  # a body or a WebSocket; a head behind it has its time afterwards
-        elif self.transport is not None:
-            self.transport.abort()
 
     def handle_error(
         self,
@@ -221,8 +188,3 @@ class DoorProtocol(RequestHandler):
             raise ConnectionError("the answer had begun")
         text = "the request is not valid HTTP" if status < 500 else "the proxy failed"
         return refusal(trouble("malformed" if status < 500 else "fault", status, text), close=True)
-
-    def log_exception(self, *args: object, **kwargs: object) -> None:
-        """aiohttp's words hold pieces of what was received."""
-        error = kwargs.get("exc_info")
-        log.warning("a connection failed: %s", type(error).__name__)

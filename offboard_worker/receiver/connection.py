@@ -1,7 +1,6 @@
-"""One connection to the receiver: a head must come within its time, and no error repeats what was received.
+"""One connection to the receiver, and answers that refuse: no error repeats what was received.
 
-It extends aiohttp's low-level server (https://docs.aiohttp.org/en/stable/web_lowlevel.html), which has a time limit for
-idle connections alone. It knows nothing of sources.
+It knows nothing of sources.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from offboard_worker.config import ReceiverSettings
+from offboard_worker.http_connection import TimedConnection
 
 log = logging.getLogger("offboard_worker.receiver")
 
@@ -52,50 +52,8 @@ class Entrance(web.Server):
                 connection.close_if_idle()
 
 
-class Connection(RequestHandler):
-    """One connection. Its head timer runs from a head's first byte until the head is whole."""
-
-    __slots__ = ("_head_timeout", "_head_timer")
-
-    def __init__(self, manager: web.Server, *, head_timeout: float, **settings: object) -> None:
-        super().__init__(manager, **settings)  # type: ignore[arg-type]
-        self._head_timeout = head_timeout
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count > before:
-            self._disarm()
-        elif self._head_timer is None and data:
-            self._arm()
-
-    def close_if_idle(self) -> None:
-        if self._current_request is None and not self._messages:
-            self.close()
-
-    def _arm(self) -> None:
-        self._head_timer = self._loop.call_later(self._head_timeout, self._head_is_late)
-
-    def _disarm(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
-        if self._current_request is not None or self._messages:
-            self._arm()  # a body, which has its own limit; a head behind it has its time afterwards
-        elif self.transport is not None:
-            self.transport.abort()
+class Connection(TimedConnection):
+    """One connection of a sender's."""
 
     def handle_error(
         self,
@@ -111,10 +69,6 @@ class Connection(RequestHandler):
             return refusal(400, "malformed-http", "the request is not valid HTTP", "Send HTTP/1.1.", close=True)
         log.error("a request failed: %s", type(exc).__name__)
         return refusal(503, "fault", "the receiver failed", "Send it again.", retry_after=5, close=True)
-
-    def log_exception(self, *args: object, **kwargs: object) -> None:
-        """aiohttp's own words hold pieces of what was received."""
-        log.warning("a connection failed: %s", type(kwargs.get("exc_info")).__name__)
 
 
 def refusal(
