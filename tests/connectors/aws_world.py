@@ -1,12 +1,15 @@
-"""What the tests of the AWS connector share: its configuration for a simulator, and how a deny-all looks."""
+"""What the tests of the AWS connector share: Ada, her world, and how a deny-all looks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from connectors.aws_iam import AwsIamConfig
+from connectors.aws_iam import AwsIam, AwsIamConfig
+from offboard_worker.core.credential import Credential, CredentialKind
+from offboard_worker.core.person import Person
 from offboard_worker.demo.aws_simulator import AwsSimulator, UserState
 
+ADA = Person("p1", "Ada", {"aws": ("ada",)}, ("ada@example.com",))
 DENY = "offboard-worker-deny-all"
 REVOKE = "offboard-worker-revoke-older-sessions"
 
@@ -32,3 +35,13 @@ def deny_all_in(state: UserState) -> bool:
     (statement,) = document["Statement"]
     denies = {key: value for key, value in statement.items() if key != "Sid"}
     return bool(denies == {"Effect": "Deny", "Action": "*", "Resource": "*"})
+
+
+async def held(iam: AwsIam, person: Person = ADA) -> dict[CredentialKind, Credential]:
+    return {credential.kind: credential async for credential in iam.find(person)}
+
+
+async def state_of(aws: AwsSimulator, name: str = "ada") -> UserState:
+    state = await aws.state_of(name)
+    assert state is not None
+    return state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,40 +10,15 @@ from pydantic import ValidationError
 
 from connectors.aws_iam import AwsIam, AwsIamConfig
 from connectors.aws_iam.policies import denied_since, deny_all, revoke_older_sessions, revoked_before
-from offboard_worker.core.credential import Action, Credential, CredentialKind, CredentialState, Outcome, strength_of
-from offboard_worker.core.person import Person
-from offboard_worker.demo.aws_simulator import READ_ONLY, AwsSimulator, UserState
+from offboard_worker.core.credential import Action, CredentialKind, CredentialState, Outcome, strength_of
+from offboard_worker.demo.aws_simulator import READ_ONLY, AwsSimulator
 from offboard_worker.errors import AccessRefused, ConnectorError, Fatal, NeedsHuman, Retryable
 from offboard_worker.testing import in_stages
-from tests.connectors.aws_world import DENY, REVOKE, config_for, deny_all_in
+from tests.connectors.aws_world import ADA, DENY, REVOKE, config_for, deny_all_in, held, state_of
 
 K = CredentialKind
-ADA = Person("p1", "Ada", {"aws": ("ada",)}, ("ada@example.com",))
 
 integration = pytest.mark.integration
-
-
-@pytest.fixture
-async def aws() -> AsyncIterator[AwsSimulator]:
-    async with AwsSimulator() as aws:
-        await aws.add_user("ada", email="ada@example.com")
-        yield aws
-
-
-@pytest.fixture
-async def iam(aws: AwsSimulator) -> AsyncIterator[AwsIam]:
-    async with AwsIam.open("aws", config_for(aws)) as iam:
-        yield iam
-
-
-async def held(iam: AwsIam, person: Person = ADA) -> dict[CredentialKind, Credential]:
-    return {credential.kind: credential async for credential in iam.find(person)}
-
-
-async def state_of(aws: AwsSimulator, name: str = "ada") -> UserState:
-    state = await aws.state_of(name)
-    assert state is not None
-    return state
 
 
 # --- the documents ------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,40 +14,16 @@ from connectors.aws_iam import AwsIam, AwsIamConfig
 from connectors.aws_iam.access import needed
 from connectors.aws_iam.calls import Calls
 from offboard_worker.connector import blocking
-from offboard_worker.core.credential import Credential, CredentialKind
+from offboard_worker.core.credential import CredentialKind
 from offboard_worker.core.person import Person
-from offboard_worker.demo.aws_simulator import AwsSimulator, UserState
+from offboard_worker.demo.aws_simulator import AwsSimulator
 from offboard_worker.errors import AccessRefused, NeedsHuman
-from tests.connectors.aws_world import config_for
+from tests.connectors.aws_world import ADA, config_for, held
 
 K = CredentialKind
-ADA = Person("p1", "Ada", {"aws": ("ada",)}, ("ada@example.com",))
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "connectors" / "aws_iam.md"
 
 integration = pytest.mark.integration
-
-
-@pytest.fixture
-async def aws() -> AsyncIterator[AwsSimulator]:
-    async with AwsSimulator() as aws:
-        await aws.add_user("ada", email="ada@example.com")
-        yield aws
-
-
-@pytest.fixture
-async def iam(aws: AwsSimulator) -> AsyncIterator[AwsIam]:
-    async with AwsIam.open("aws", config_for(aws)) as iam:
-        yield iam
-
-
-async def held(iam: AwsIam, person: Person = ADA) -> dict[CredentialKind, Credential]:
-    return {credential.kind: credential async for credential in iam.find(person)}
-
-
-async def state_of(aws: AwsSimulator, name: str = "ada") -> UserState:
-    state = await aws.state_of(name)
-    assert state is not None
-    return state
 
 
 @integration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,41 +9,17 @@ import pytest
 
 from connectors.aws_iam import AwsIam
 from connectors.aws_iam.policies import revoke_older_sessions, revoked_before
-from offboard_worker.core.credential import Credential, CredentialKind, CredentialState, Outcome
+from offboard_worker.core.credential import CredentialKind, CredentialState, Outcome
 from offboard_worker.core.person import Person
-from offboard_worker.demo.aws_simulator import READ_ONLY, S3_READ, AwsSimulator, UserState
+from offboard_worker.demo.aws_simulator import READ_ONLY, S3_READ, AwsSimulator
 from offboard_worker.errors import NeedsHuman
 from offboard_worker.testing import in_stages
-from tests.connectors.aws_world import REVOKE, config_for, deny_all_in
+from tests.connectors.aws_world import ADA, REVOKE, config_for, deny_all_in, held, state_of
 
 K = CredentialKind
-ADA = Person("p1", "Ada", {"aws": ("ada",)}, ("ada@example.com",))
 BOB = Person("p2", "Bob", {"aws": ("bob",)}, ("bob@example.com",))
 
 integration = pytest.mark.integration
-
-
-@pytest.fixture
-async def aws() -> AsyncIterator[AwsSimulator]:
-    async with AwsSimulator() as aws:
-        await aws.add_user("ada", email="ada@example.com")
-        yield aws
-
-
-@pytest.fixture
-async def iam(aws: AwsSimulator) -> AsyncIterator[AwsIam]:
-    async with AwsIam.open("aws", config_for(aws)) as iam:
-        yield iam
-
-
-async def held(iam: AwsIam, person: Person = ADA) -> dict[CredentialKind, Credential]:
-    return {credential.kind: credential async for credential in iam.find(person)}
-
-
-async def state_of(aws: AwsSimulator, name: str = "ada") -> UserState:
-    state = await aws.state_of(name)
-    assert state is not None
-    return state
 
 
 @integration
