@@ -16,10 +16,11 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 from rq import Queue, Worker, get_current_job
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from offboard_worker import config as configuration
@@ -167,6 +168,14 @@ class JobWorker(Worker):
         """Let a job end with its worker: whoever kills the worker must not leave a job that nobody watches."""
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
         die_with_parent(signal.SIGKILL)
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Say an expected trouble (a busy vendor, a refused credential) in one line, where RQ prints a traceback."""
+        error = exc_info[1]
+        if isinstance(error, OffboardError):
+            log.warning("job %s: %s", job.id, error.message, extra={"advice": error.advice})
+        else:
+            super().handle_exception(job, *exc_info)
 
 
 STOP_WITHIN = 6.5

@@ -105,7 +105,7 @@ class Queues:
                 args=args,
                 job_id=job_id,
                 unique=True,
-                job_timeout=int(self._settings.timeout.total_seconds()),
+                job_timeout=int(self._settings.timeout.total_seconds()) + 60,  # ours comes first, and ends it cleanly
                 result_ttl=DONE_FOR,
                 failure_ttl=FAILED_FOR,
                 retry=self._retry(),

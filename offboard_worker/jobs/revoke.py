@@ -5,7 +5,9 @@ Running it twice, or again after it was killed at any point, ends in the same tr
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from datetime import timedelta
 
 from offboard_worker.core.case import State, Step, TargetState
 from offboard_worker.core.person import Person
@@ -13,6 +15,7 @@ from offboard_worker.errors import (
     Fatal,
     NeedsHuman,
     OffboardError,
+    Retryable,
     StoreUnavailable,
 )
 from offboard_worker.jobs.context import JobContext
@@ -24,6 +27,9 @@ from offboard_worker.store.people import Directory
 from offboard_worker.store.schema import pauses
 
 log = logging.getLogger(__name__)
+
+DEATHS = 12
+"""Runs after which a part whose process died once more is not begun again by itself."""
 
 
 async def run(ctx: JobContext, case_id: str, instance: str, *, next_try: float | None) -> None:
@@ -41,10 +47,12 @@ async def run(ctx: JobContext, case_id: str, instance: str, *, next_try: float |
         case, target, person = begun
         trouble = Trouble()
         try:
-            async with ctx.connector(instance) as connector:
+            async with asyncio.timeout(ctx.settings.timeout.total_seconds()), ctx.connector(instance) as connector:
                 await Part(ctx, connector, case, target.action, person, trouble).work()
         except StoreUnavailable:
             raise
+        except TimeoutError:
+            trouble.note(_too_long(instance, ctx.settings.timeout))
         except OffboardError as error:
             trouble.stop(error)
         except Exception as error:
@@ -54,6 +62,14 @@ async def run(ctx: JobContext, case_id: str, instance: str, *, next_try: float |
     for cause in (trouble.refused, trouble.stopped, trouble.retry):
         if cause is not None and not isinstance(cause, NeedsHuman):  # a task is open: no later run does it
             raise cause
+
+
+def _too_long(instance: str, limit: timedelta) -> Retryable:
+    return Retryable(
+        f"{instance}: not done within jobs.timeout ({limit.total_seconds():g} s)",
+        advice="What was done is on record, and the rest is tried again. Raise jobs.timeout if this comes often.",
+        connector=instance,
+    )
 
 
 def _bug(instance: str, error: Exception) -> Fatal:
@@ -75,6 +91,9 @@ async def _begin(ctx: JobContext, case_id: str, instance: str) -> tuple[CaseRow,
         person = (await Directory.of_ids(tx.conn, [case.person_id])).by_id[case.person_id].person()
         if not wanted(case, person, target.action):
             return None
+        if target.state is TargetState.RUNNING and target.runs >= DEATHS:
+            await _give_up(tx, target)
+            return None
         if case.state in (State.ATTENTION, State.VERIFIED):  # re-run from rq-dashboard: back to work by itself
             case = await cases.move(tx, case, Step.RETRY, "worker", f"{instance} runs again")
         await cases.set_target(
@@ -90,6 +109,20 @@ async def _begin(ctx: JobContext, case_id: str, instance: str) -> tuple[CaseRow,
     return case, target, person
 
 
+async def _give_up(tx: Transaction, target: TargetRow) -> None:
+    """Leave a part to a person whose runs never came to their end: each would kill its process again."""
+    await cases.set_target(
+        tx,
+        target.case_id,
+        target.connector,
+        state=TargetState.FAILED.value,
+        error=f"{target.connector}: {target.runs} runs began, and the last one's process died",
+        advice="Read the worker's log for what killed it (memory?), then run `offboard case retry`.",
+    )
+    tx.record("target.ended", "worker", target.case_id, {"connector": target.connector, "state": "failed"})
+    await cases.settle(tx, target.case_id, "worker")
+
+
 async def _end(ctx: JobContext, case_id: str, ran: TargetRow, trouble: Trouble, next_try: float | None) -> None:
     """Record how the part ended, and let the case take the step that this calls for."""
     error, instance = trouble.worst, ran.connector
@@ -97,9 +130,7 @@ async def _end(ctx: JobContext, case_id: str, ran: TargetRow, trouble: Trouble, 
         state, again = _verdict(trouble, next_try, tx.now)
         now = await cases.target(tx.conn, case_id, instance)
         if now is not None and (now.action is not ran.action or now.state is TargetState.PENDING):
-            state = (
-                now.state
-            )  # other work was asked for meanwhile: it is still to be done, and the reconciler queues it
+            state = now.state  # other work was asked for meanwhile: it is to be done yet, and the reconciler queues it
         else:
             await cases.set_target(
                 tx,

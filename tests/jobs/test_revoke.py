@@ -317,6 +317,33 @@ async def test_a_call_that_hangs_is_given_up_and_tried_again(office: Office) -> 
     assert (proof.strength, proof.attempts) == (Strength.VERIFIED, 2)
 
 
+async def test_a_part_that_takes_longer_than_a_job_may_keeps_what_it_did_and_is_tried_again(office: Office) -> None:
+    office.vault.add(KEY, "k1")
+    office.vault.add(SESSION, "s1")
+    office.vault.faults["disable", "s1"].append(lambda: asyncio.sleep(30))
+    office.change(settings=office.ctx.settings.model_copy(update={"timeout": timedelta(seconds=1)}))
+    case = await office.offboard()
+    with pytest.raises(Retryable, match="jobs.timeout"):
+        await office.work(case, next_try=60)
+    assert (await office.target(case)).state is TargetState.RETRYING
+    assert (await office.strengths(case))["k1"] is Strength.VERIFIED
+    assert (await office.work(case)).state is State.VERIFIED
+
+
+async def test_a_part_that_kills_its_process_each_time_is_left_to_a_person(office: Office) -> None:
+    office.vault.add(KEY, "k1")
+    case = await office.offboard()
+    async with office.store.write() as tx:
+        await cases.set_target(tx, case.id, "toy", state=TargetState.RUNNING.value, runs=revoke.DEATHS)
+    assert (await office.work(case)).state is State.ATTENTION
+    target = await office.target(case)
+    assert (target.state, target.runs) == (TargetState.FAILED, revoke.DEATHS)
+    assert "process died" in target.error
+    assert not office.vault.calls
+    await operate.retry(office.ctx, case.id, "operator:test")  # a person may try again
+    assert (await office.work(case)).state is State.VERIFIED
+
+
 # Order and bounds
 
 
