@@ -181,7 +181,6 @@ class Story:
                     if self.case.get("state") in ("verified", "attention", "closed") and self.case["refused_at"]:
                         break
                     await asyncio.sleep(0.1)
-        self.console.print(_credential_table(self.case))
         strengths = {row["strength"] for row in self.case["credentials"]}
         self._claim("the case is verified", self.case["state"] == "verified", self.case["summary"])
         self._claim("every result was read back or acknowledged", strengths <= {"verified", "acknowledged"})
@@ -215,19 +214,23 @@ class Story:
     async def _audit(self, inst: Installation) -> None:
         await inst.cli("audit", "checkpoint")
         found = await inst.cli("audit", "verify")
-        figure = f"{found['records']} records, {found['checkpoints']} signed checkpoint"
+        marks = found["checkpoints"]
+        figure = f"{found['records']} records, {marks} signed checkpoint{'s' if marks != 1 else ''}"
         self._claim("the audit chain verifies", found["intact"] and found["checkpoints"] >= 1, figure)
 
     def _verdict(self) -> int:
-        table = Table(show_header=False, show_edge=False, box=None)
-        for claim in self.claims:
-            mark = "[green]✔ true[/green]" if claim.true else "[red]✘ NOT TRUE[/red]"
-            table.add_row(mark, claim.text, claim.figure)
         self._say("")
-        self.console.print(table)
-        good = all(claim.true for claim in self.claims)
-        self._say("\n[green]All of it happened.[/green]" if good else "\n[red]Not all of it happened.[/red]")
-        return 0 if good else 1
+        self.console.print(_credential_table(self.case))
+        untrue = [claim for claim in self.claims if not claim.true]
+        for claim in untrue:
+            self._say(f"  [red]✘ NOT TRUE[/red] {claim.text}  {claim.figure}")
+        count = len(self.claims)
+        if untrue:
+            self._say(f"\n[red]Not all of it happened: {count - len(untrue)} of {count} claims came true.[/red]")
+            return 1
+        refused = f"refused everywhere {self.case['refused_after_ms']:g} ms after the event was accepted"
+        self._say(f"\n[green]All of it happened: {count} of {count} claims came true[/green]; {refused}.")
+        return 0
 
     async def _keep(self, world: World, inst: Installation, ada: Inhabitant) -> None:
         urls = {name: url for name, url in inst.urls.items() if isinstance(url, str)}
@@ -288,14 +291,14 @@ def _credential_table(case: dict[str, Any]) -> Table:
     table = Table(
         title=f"Case {case.get('id', '…')}: {case.get('state', 'opening')}", title_justify="left", show_edge=False
     )
-    for column in ("system", "kind", "id", "action", "evidence", "read back as", "verified", "residual until"):
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
+    for column in ("system", "kind", "id", "action", "evidence", "reads", "verified", "residual"):
+        table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=30 if column == "id" else None)
     for row in case.get("credentials", []):
         colour = COLOUR.get(row["strength"], "white")
         table.add_row(
             row["connector"],
             row["kind"],
-            row["id"][:34],
+            row["id"],
             row["action"],
             f"[{colour}]{row['strength']}[/{colour}]",
             row["state"],
