@@ -89,4 +89,4 @@ def test_the_installed_program_makes_a_store_and_checks_a_configuration(installe
 
 
 def test_the_installed_program_plays_the_demo(installed: Path, tmp_path: Path) -> None:
-    assert "All of it happened." in run(installed / "offboard", "demo", cwd=tmp_path)
+    assert "All of it happened: 11 of 11 claims came true" in run(installed / "offboard", "demo", cwd=tmp_path)
