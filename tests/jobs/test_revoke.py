@@ -323,7 +323,7 @@ async def test_a_part_that_takes_longer_than_a_job_may_keeps_what_it_did_and_is_
     office.vault.faults["disable", "s1"].append(lambda: asyncio.sleep(30))
     office.change(settings=office.ctx.settings.model_copy(update={"timeout": timedelta(seconds=1)}))
     case = await office.offboard()
-    with pytest.raises(Retryable, match="jobs.timeout"):
+    with pytest.raises(Retryable, match=r"jobs\.timeout"):
         await office.work(case, next_try=60)
     assert (await office.target(case)).state is TargetState.RETRYING
     assert (await office.strengths(case))["k1"] is Strength.VERIFIED
